@@ -1,0 +1,87 @@
+"""Types of single settings values: how each is read from text, and what it must satisfy.
+
+A check raises ValueError with the rest of a sentence that begins with key, value and place.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+
+from shared import addresses, quantities
+
+Member = TypeVar("Member")
+
+# RFC 6750's characters for a bearer token; a name that can stand in an environment variable and in a log line.
+_BEARER = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]|_(?!_)){0,31}")
+# 256 bits as urlsafe text are 43 characters; a hand-made key may be hex of 128 bits.
+_MIN_SIGNING_KEY = 32
+
+
+def _list(value: Any) -> Any:
+    """A list from one text: JSON, or parts separated by commas or line ends."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("["):
+        return [part.strip() for part in re.split(r"[,\n]", value) if part.strip()]
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError('is neither a JSON list nor parts separated by commas: write ["one", "two"]') from None
+
+
+def _unlimited(value: Any) -> Any:
+    return None if value == "unlimited" else value
+
+
+def _listen(text: str) -> str:
+    addresses.split_listen(text)
+    return text
+
+
+def _signing_key(key: SecretStr) -> SecretStr:
+    if len(key.get_secret_value()) < _MIN_SIGNING_KEY:
+        raise ValueError(f"holds a key of fewer than {_MIN_SIGNING_KEY} characters: make one with openssl rand -hex 32")
+    return key
+
+
+def _bearer(token: SecretStr) -> SecretStr:
+    if not _BEARER.fullmatch(token.get_secret_value()):
+        raise ValueError("is not a token: use 16 to 512 letters, digits or any of . _ ~ + / = -")
+    return token
+
+
+def _header_text(key: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[\x21-\x7e]{1,4096}", key.get_secret_value()):
+        raise ValueError("is not a key: it must be one line of ASCII without spaces")
+    return key
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+def named(members: dict[str, Member]) -> dict[str, Member]:
+    """``members`` when each name can stand in a variable's name and a log line. Raises ValueError."""
+    if wrong := [name for name in members if not _NAME.fullmatch(name)]:
+        raise ValueError(f"has the name {wrong[0][:40]!r}: use up to 32 of a-z, 0-9, - and single _")
+    return members
+
+
+Listen = Annotated[str, AfterValidator(_listen)]
+Origin = Annotated[str, AfterValidator(addresses.origin)]
+Network = Annotated[str, AfterValidator(addresses.network)]
+Seconds = Annotated[float, BeforeValidator(quantities.duration)]
+Bytes = Annotated[int, BeforeValidator(quantities.size)]
+Bearer = Annotated[SecretStr, AfterValidator(_bearer)]
+ApiKey = Annotated[SecretStr, AfterValidator(_header_text)]
+SigningKey = Annotated[SecretStr, AfterValidator(_signing_key)]
+AnyPath = Annotated[Path, AfterValidator(_absolute)]
+FromText = BeforeValidator(_list)
+Texts = Annotated[list[str], FromText]
+Limit = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_unlimited)]
