@@ -1,0 +1,452 @@
+"""One live link: frames over any message transport, the same code on both sides.
+
+``run()`` reads until the link ends. A second task writes: frames collect while the loop runs one tick and leave
+together. Control frames go first; the content of several streams takes turns once more than one message is waiting.
+The edge opens streams (``open``); the node serves them (``serve``), one task each. Whoever runs the session owns it;
+when ``run`` returns or is cancelled, the transport is closed, every Reply has failed and every serving task has been
+cancelled and awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from loguru import logger
+
+from shared.contract import CONTRACT_VERSION
+from shared.contract.errors import ApiError
+from shared.link import PROTOCOL_VERSION, frames
+from shared.link.call import Call, End, Outlet
+from shared.link.frames import FrameError, Kind
+from shared.link.streams import Reply, Responder
+
+# Seconds, all from design §3.4 and §3.8.
+PING_AFTER = 5.0
+SUSPECT_AFTER = 3.0
+LOST_AFTER = 12.0
+HELLO_WITHIN = 5.0
+_OPEN_PINGS_AFTER = 1.0
+_TICK = 1.0
+# Frames that may wait to be sent: the link's own, and a stream's (its credit in events of 32 bytes, which no event is
+# under). More means a peer that sends and never reads.
+_MAX_WAITING = 1 << 16
+_MAX_WAITING_PER_STREAM = 1 << 13
+
+CLOSE_GOING_AWAY = 1001
+CLOSE_PROTOCOL_ERROR = 1002
+CLOSE_DENIED = 1008
+CLOSE_VERSION = 4400
+
+
+class Transport(Protocol):
+    """A connection that carries whole binary messages. ``receive`` gives None once it is closed."""
+
+    async def send(self, message: bytes) -> None: ...
+    async def receive(self) -> bytes | None: ...
+    async def close(self, code: int, reason: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What each side says of itself first. ``id`` survives restarts, ``boot`` does not."""
+
+    id: str
+    boot: str
+    version: str
+    protocol: int = PROTOCOL_VERSION
+    contract: int = CONTRACT_VERSION
+
+    def to_wire(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "boot": self.boot,
+            "version": self.version,
+            "protocol": self.protocol,
+            "contract": self.contract,
+        }
+
+
+class LinkClosed(Exception):
+    """The link ended; ``reason`` is for the log and for people. ``code`` is the WebSocket close code we sent or saw."""
+
+    def __init__(self, reason: str, code: int = CLOSE_GOING_AWAY) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.code = code
+
+
+Serve = Callable[[Call, Outlet], Awaitable[End]]
+Stop = Callable[[str, str], bool]
+
+
+class Session:
+    """``serve`` and ``on_stop`` are given at the node, ``on_snapshot`` at the edge; a side that lacks one treats the
+    frames meant for it as a violation. At the node a caller is (the edge's id from HELLO, principal)."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        hello: Hello,
+        *,
+        serve: Serve | None = None,
+        on_stop: Stop | None = None,
+        on_snapshot: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        self.peer: Mapping[str, Any] = {}
+        self.ready = asyncio.Event()
+        self.draining = False
+        self.closed = False
+        self._transport = transport
+        self._serve = serve
+        self._on_stop = on_stop
+        self._on_snapshot = on_snapshot
+        self._loop = asyncio.get_running_loop()
+        self._clock = self._loop.time
+        self._control: deque[bytes] = deque()
+        self._content: deque[tuple[int, bytes]] = deque()
+        self._something = asyncio.Event()
+        self._awake = False  # the writer has been woken and has not run yet
+        self._replies: dict[int, Reply] = {}
+        self._serving: dict[int, tuple[asyncio.Task[None], Responder]] = {}
+        self._stops: dict[tuple[str, str], asyncio.Future[bool]] = {}
+        self._last_stream = 0
+        self._retired = False
+        self._watching: asyncio.Task[LinkClosed] | None = None
+        self._heard_at = self._clock()
+        self._pinged_at: float | None = None
+        self._started_at = self._heard_at
+        self._send_control(frames.pack_json(0, Kind.HELLO, hello.to_wire()))
+
+    # For the edge.
+
+    def open(self, call: Call) -> Reply:
+        """Send a request; returns at once. The caller reads the Reply and cancels it when it leaves early."""
+        now = self._clock()
+        self._last_stream += 1
+        reply = Reply(self._last_stream, self._send_control, self._clock)
+        if self.closed:  # since the caller chose this link
+            reply.lose("it closed before the request left")
+            return reply
+        self._replies[reply.stream] = reply
+        self._send_control(frames.pack_open(reply.stream, call.to_wire(now), call.body))
+        if now - self._heard_at > _OPEN_PINGS_AFTER:
+            self._ping(now)
+        return reply
+
+    async def stop(self, chat_id: str, principal: str) -> bool:
+        """Ask the node to end a chat early; True when it ran there and belongs to ``principal``. Waits 2 s at most."""
+        key = (chat_id, principal)
+        waiter = self._stops.setdefault(key, self._loop.create_future())
+        self._send_control(frames.pack_json(0, Kind.STOP, {"chat_id": chat_id, "principal": principal}))
+        try:
+            async with asyncio.timeout(2):
+                return await asyncio.shield(waiter)
+        except TimeoutError:
+            return False
+        finally:
+            self._stops.pop(key, None)
+
+    @property
+    def suspect(self) -> bool:
+        """No byte for 3 s after a PING: new streams should use another link."""
+        return self._pinged_at is not None and self._clock() - self._pinged_at > SUSPECT_AFTER
+
+    @property
+    def usable(self) -> bool:
+        return self.ready.is_set() and not self.draining and not self.closed and not self.suspect
+
+    @property
+    def streams(self) -> int:
+        return len(self._replies) + len(self._serving)
+
+    def retire(self) -> None:
+        """A newer link takes the new streams: close this one as soon as its last stream has ended."""
+        self.draining = self._retired = True
+
+    # For the node.
+
+    def send_snapshot(self, snapshot: Mapping[str, Any]) -> None:
+        self._send_control(frames.pack_json(0, Kind.SNAPSHOT, snapshot))
+
+    def go_away(self) -> None:
+        """Take no new streams; running ones go on until ``run`` is cancelled."""
+        self.draining = True
+        self._send_control(frames.pack_json(0, Kind.GOAWAY, {"last": self._last_stream}))
+
+    async def drained(self) -> None:
+        """Wait until no stream runs here and everything written has left. The caller sets the deadline."""
+        # At shutdown only; an Event would cost every stream something.
+        while self._serving or self._replies or self._control or self._content:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+    def fail_streams(self, error: ApiError) -> None:
+        """End every served stream with ``error``, tokens so far counted."""
+        for task, responder in list(self._serving.values()):
+            responder.closing = error
+            self._loop.call_soon(task.cancel)
+
+    # The link itself.
+
+    def close(self) -> None:
+        """End the link with code 1001; ``run`` returns then."""
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def run(self) -> LinkClosed:
+        """Serve the link until it ends; returns why. Cancelling it closes the link."""
+        writer = asyncio.create_task(self._write())
+        self._watching = watch = asyncio.create_task(self._watch())
+        reader = asyncio.create_task(self._read())
+        tasks = (reader, writer, watch)
+        ended = LinkClosed("this side is shutting down")
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            ended = next((_reason_of(task) for task in tasks if task.done()), ended)
+        finally:
+            self.closed = True
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._abandon(ended)
+        return ended
+
+    async def _abandon(self, ended: LinkClosed) -> None:
+        for reply in self._replies.values():
+            reply.lose(ended.reason)
+        self._replies.clear()
+        for waiter in self._stops.values():
+            if not waiter.done():
+                waiter.set_result(False)
+        serving = [task for task, _ in self._serving.values()]
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+        try:
+            async with asyncio.timeout(1):
+                await self._transport.close(ended.code, ended.reason[:120])
+        except Exception as error:  # the transport is being thrown away; only its kind is of interest
+            logger.debug("closing the link failed: {}", type(error).__name__)
+
+    async def _read(self) -> LinkClosed:
+        while True:
+            message = await self._transport.receive()
+            if message is None:
+                return LinkClosed("the other side closed it")
+            self._heard_at = self._clock()
+            self._pinged_at = None
+            try:
+                for stream, kind, payload in frames.unpack(message):
+                    closed = self._take(stream, kind, payload)
+                    if closed is not None:
+                        return closed
+            except FrameError as error:
+                return LinkClosed(f"the other side broke the protocol: {error}", CLOSE_PROTOCOL_ERROR)
+            if len(self._control) + len(self._content) > _MAX_WAITING + _MAX_WAITING_PER_STREAM * len(self._serving):
+                return LinkClosed("the other side sends but does not read", CLOSE_DENIED)
+
+    def _take(self, stream: int, kind: int, payload: bytes) -> LinkClosed | None:
+        reply = self._replies.get(stream)
+        if reply is not None and kind in (Kind.DATA, Kind.NOTE, Kind.HEAD, Kind.END, Kind.ERROR):
+            if reply.receive(kind, payload):
+                del self._replies[stream]
+            return None
+        if kind == Kind.HELLO:
+            return self._greet(frames.read_json(payload))
+        if not self.ready.is_set():
+            raise FrameError("a frame before HELLO")
+        if kind == Kind.OPEN:
+            self._accept(stream, payload)
+        elif kind == Kind.CREDIT:
+            self._credit(stream, frames.read_json(payload).get("bytes"))
+        elif kind == Kind.CANCEL:
+            if stream in self._serving:
+                # Soon, not now: a task cancelled before its first step, because OPEN and CANCEL came in one message,
+                # would end without the END that the edge waits for.
+                self._loop.call_soon(self._serving[stream][0].cancel)
+        elif kind == Kind.PING:
+            self._send_control(frames.pack(0, Kind.PONG, b"{}"))
+        elif kind == Kind.SNAPSHOT:
+            if self._on_snapshot is None:
+                raise FrameError("a SNAPSHOT from an edge")
+            self._on_snapshot(frames.read_json(payload))
+        elif kind == Kind.STOP:
+            self._take_stop(frames.read_json(payload))
+        elif kind == Kind.GOAWAY:
+            self._take_goaway(frames.read_json(payload).get("last"))
+        return None  # unknown kinds and frames of finished streams are ignored
+
+    def _greet(self, wire: Mapping[str, Any]) -> LinkClosed | None:
+        if self.ready.is_set():
+            raise FrameError("a second HELLO")
+        for name, ours in (("protocol", PROTOCOL_VERSION), ("contract", CONTRACT_VERSION)):
+            theirs = wire.get(name)
+            if not isinstance(theirs, int):
+                raise FrameError(f"a HELLO without {name}")
+            if theirs != ours:
+                side = "this side" if theirs > ours else "the other side"
+                reason = f"{name} {theirs} there, {ours} here: upgrade Hearthlink on {side}"
+                return LinkClosed(reason, CLOSE_VERSION)
+        self.peer = wire
+        self.ready.set()
+        return None
+
+    # Serving, at the node.
+
+    def _accept(self, stream: int, payload: bytes) -> None:
+        if self._serve is None:
+            raise FrameError("an OPEN from a node")
+        if stream <= self._last_stream:
+            raise FrameError("a stream id used twice")
+        self._last_stream = stream
+        try:
+            if self.draining:
+                raise ApiError("draining", "The node is restarting. Please try again.")
+            call = Call.from_wire(*frames.read_open(payload), self._clock())
+        except ApiError as error:
+            self._send_content(stream, frames.pack_json(stream, Kind.ERROR, error.to_wire()))
+            return
+        call.principal = f"{self.peer.get('id', '')}:{call.principal}"
+        responder = Responder(stream, self._send_content)
+        task = asyncio.create_task(self._answer(self._serve, call, responder))
+        self._serving[stream] = (task, responder)
+        task.add_done_callback(lambda _: self._serving.pop(stream, None))
+
+    async def _answer(self, serve: Serve, call: Call, responder: Responder) -> None:
+        stream = responder.stream
+        try:
+            end = await serve(call, responder)
+            last = frames.pack_json(stream, Kind.END, end.to_wire())
+        except asyncio.CancelledError:
+            # CANCEL, a lost link, or a drain that ran out. The edge still wants the usage, exactly once.
+            if responder.closing is not None:
+                last = self._error_frame(stream, responder.closing, call)
+            else:
+                last = frames.pack_json(stream, Kind.END, End("cancelled", call.tally.usage()).to_wire())
+        except ApiError as error:
+            last = self._error_frame(stream, error, call)
+        except Exception as error:
+            logger.opt(exception=error).error("answering {} failed", call.request_id)
+            internal = ApiError("internal_error", "The node failed to answer. Its log has the request id.")
+            last = self._error_frame(stream, internal, call)
+        self._send_content(stream, last)
+
+    def _error_frame(self, stream: int, error: ApiError, call: Call) -> bytes:
+        usage = call.tally.usage().to_wire()
+        return frames.pack_json(stream, Kind.ERROR, {**error.to_wire(), "usage": usage})
+
+    def _credit(self, stream: int, size: Any) -> None:
+        if not isinstance(size, int) or size < 0:
+            raise FrameError("a CREDIT without bytes")
+        if stream in self._serving:
+            self._serving[stream][1].add_credit(size)
+
+    def _take_stop(self, wire: Mapping[str, Any]) -> None:
+        chat_id, principal = str(wire.get("chat_id", "")), str(wire.get("principal", ""))
+        if self._on_stop is not None:
+            stopped = self._on_stop(chat_id, f"{self.peer.get('id', '')}:{principal}")
+            answer = {"chat_id": chat_id, "principal": principal, "stopped": stopped}
+            self._send_control(frames.pack_json(0, Kind.STOP, answer))
+        elif (waiter := self._stops.get((chat_id, principal))) is not None and not waiter.done():
+            waiter.set_result(wire.get("stopped") is True)
+
+    def _take_goaway(self, last: Any) -> None:
+        self.draining = True
+        for stream, reply in list(self._replies.items()):
+            if isinstance(last, int) and stream > last:
+                reply.fail(ApiError("draining", "The node is restarting. Please try again."))
+                del self._replies[stream]
+
+    # Liveness.
+
+    async def _watch(self) -> LinkClosed:
+        while True:
+            await asyncio.sleep(_TICK)
+            now = self._clock()
+            silent = now - self._heard_at
+            if not self.ready.is_set() and now - self._started_at > HELLO_WITHIN:
+                return LinkClosed(f"no HELLO within {HELLO_WITHIN:.0f} s", CLOSE_PROTOCOL_ERROR)
+            if self._retired and not self.streams:
+                return LinkClosed("a newer link has taken over")
+            if silent > LOST_AFTER:
+                return LinkClosed(f"silent for {silent:.0f} s")
+            if silent >= PING_AFTER and self._pinged_at is None:
+                self._ping(now)
+
+    def _ping(self, now: float) -> None:
+        if self._pinged_at is None:
+            self._pinged_at = now
+            self._send_control(frames.pack(0, Kind.PING, b"{}"))
+
+    # Writing.
+
+    def _send_control(self, frame: bytes) -> None:
+        if not self.closed:
+            self._control.append(frame)
+            if not self._awake:
+                self._awake = True
+                self._something.set()
+
+    def _send_content(self, stream: int, frame: bytes) -> None:
+        if not self.closed:
+            self._content.append((stream, frame))
+            if not self._awake:
+                self._awake = True
+                self._something.set()
+
+    async def _write(self) -> LinkClosed:
+        while True:
+            await self._something.wait()
+            self._something.clear()
+            self._awake = False
+            while self._control or self._content:
+                try:
+                    await self._transport.send(self._next_message())
+                except Exception as error:
+                    return LinkClosed(f"writing failed ({type(error).__name__})")
+
+    def _next_message(self) -> bytes:
+        if self._control:
+            return _fill(self._control)
+        if sum(len(frame) for _, frame in self._content) > frames.MAX_MESSAGE_BYTES:
+            return self._take_turns()
+        message = b"".join([frame for _, frame in self._content])
+        self._content.clear()
+        return message
+
+    def _take_turns(self) -> bytes:
+        """One message of frames, a frame per stream in turn, so that a long answer delays none of the others."""
+        lanes: dict[int, deque[bytes]] = {}
+        for stream, frame in self._content:
+            lanes.setdefault(stream, deque()).append(frame)
+        turns: deque[tuple[int, bytes]] = deque()
+        while lanes:
+            for stream in list(lanes):
+                turns.append((stream, lanes[stream].popleft()))
+                if not lanes[stream]:
+                    del lanes[stream]
+        ready = deque(frame for _, frame in turns)
+        message = _fill(ready)
+        self._content = deque(list(turns)[len(turns) - len(ready) :])
+        return message
+
+
+def _fill(ready: deque[bytes]) -> bytes:
+    """Take frames from the front for one message: as many as fit, at least one."""
+    taken = [ready.popleft()]
+    size = len(taken[0])
+    while ready and size + len(ready[0]) <= frames.MAX_MESSAGE_BYTES:
+        size += len(ready[0])
+        taken.append(ready.popleft())
+    return b"".join(taken)
+
+
+def _reason_of(task: asyncio.Task[LinkClosed]) -> LinkClosed:
+    if task.cancelled():
+        return LinkClosed("this side is shutting down")
+    if (error := task.exception()) is not None:
+        return LinkClosed(f"the connection failed ({type(error).__name__}: {error})")
+    return task.result()
