@@ -1,0 +1,86 @@
+"""The caller's IP address: the socket's peer, or what proxies we trust say about it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+UNKNOWN = "unknown"  # a peer without an address; all of them share one rate
+# More proxies than this in a row is a forged header, not a network.
+_MAX_HOPS = 16
+# What stands between two commas: an address, IPv4 with a port, IPv6 in brackets with or without one. No zone: "%" is
+# free text and has no meaning on another machine.
+_HOP = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9.]{7,15}))(?::[0-9]{1,5})?|([0-9A-Fa-f:.]{2,45})", re.ASCII)
+
+
+class ClientAddress:
+    """Reads the caller's address from a request.
+
+    ``trusted_proxies`` are addresses or networks. Only when the socket's peer is one of them is X-Forwarded-For read,
+    from the right: each entry was written by the hop after it, so the first that we do not trust is the caller, and
+    whatever stands left of it may be forged. Raises ValueError for an entry that is no network, or one that holds
+    every address, with which any caller could choose theirs.
+    """
+
+    def __init__(self, trusted_proxies: Sequence[str] = ()) -> None:
+        self._trusted = [_network(text) for text in trusted_proxies]
+
+    def of(self, peer: str | None, headers: Iterable[tuple[bytes, bytes]]) -> str:
+        """The caller of a request from ``peer`` (ASGI ``scope["client"][0]``) with ``headers`` (ASGI, names in lower
+        case), in canonical form; an IPv4-mapped IPv6 address is its IPv4 address. Never raises."""
+        if peer is None:
+            return UNKNOWN
+        if not self._trusted and ":" not in peer:
+            return peer
+        caller = _parse(peer.partition("%")[0])
+        if caller is None:
+            return UNKNOWN
+        if not self._trusts(caller):
+            return str(caller)
+        for hop in _hops_from_the_right(headers):
+            address = _parse_hop(hop)
+            if address is None:
+                break
+            caller = address
+            if not self._trusts(caller):
+                break
+        return str(caller)
+
+    def _trusts(self, address: Address) -> bool:
+        return any(address in network for network in self._trusted)
+
+
+def _hops_from_the_right(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
+    # Several header lines are one list, in order (RFC 9110 §5.3).
+    lines = [value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for"]
+    return [hop.strip(" \t") for hop in ",".join(lines).rsplit(",", _MAX_HOPS)[-_MAX_HOPS:]][::-1] if lines else []
+
+
+def _parse_hop(text: str) -> Address | None:
+    match = _HOP.fullmatch(text)
+    return _parse(match[1] or match[2] or match[3]) if match else None
+
+
+def _parse(text: str) -> Address | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return address.ipv4_mapped or address if isinstance(address, ipaddress.IPv6Address) else address
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(
+            f'edge.trusted_proxies: {text!r} is neither an IP address nor a network. Write "10.1.2.3" or "10.0.0.0/8".'
+        ) from None
+    if network.prefixlen == 0:
+        raise ValueError(
+            f"edge.trusted_proxies: {text!r} is every address: any caller could choose theirs. List your proxies only."
+        )
+    return network

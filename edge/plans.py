@@ -1,0 +1,77 @@
+"""Plans: how much a caller may do. Three are built in; settings change them and add more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+ANY = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Limits of one kind of caller; None means no limit, 0 means none at all.
+
+    ``requests_per_minute`` counts every limited route, ``streams`` answers running at once, ``tokens_per_day`` prompt
+    and answer together from 00:00 UTC, ``tokens_per_request`` the longest answer. ``models`` and ``chat_types`` are
+    names, ``"*"`` for all; ``scopes`` are what a token of this plan may hold.
+    """
+
+    name: str
+    requests_per_minute: int | None = None
+    streams: int | None = None
+    tokens_per_day: int | None = None
+    tokens_per_request: int | None = None
+    models: tuple[str, ...] = ()
+    chat_types: tuple[str, ...] = (ANY,)
+    scopes: tuple[str, ...] = ("chat",)
+
+    def allows_model(self, model: str) -> bool:
+        return ANY in self.models or model in self.models
+
+    def allows_chat_type(self, chat_type: str) -> bool:
+        return ANY in self.chat_types or chat_type in self.chat_types
+
+    def limits(self) -> dict[str, int | None]:
+        """The ``limits`` object of ``POST /v1/token``."""
+        return {name: getattr(self, name) for name in _LIMITS}
+
+
+_LIMITS = ("requests_per_minute", "streams", "tokens_per_day", "tokens_per_request")
+_LISTS = ("models", "chat_types", "scopes")
+
+
+def built_in() -> dict[str, Plan]:
+    """The plans that exist without any settings, by name."""
+    plans = (
+        Plan("anonymous", 20, 2, 20_000, 1024),
+        Plan("member", 60, 4, 200_000, 4096, models=(ANY,)),
+        Plan("owner", models=(ANY,), scopes=("chat", "admin")),
+    )
+    return {plan.name: plan for plan in plans}
+
+
+def plans_from(settings: Mapping[str, Any]) -> dict[str, Plan]:
+    """The built-in plans as ``settings`` (plan name to an object with the fields of Plan) change and add to them.
+
+    A field that is not set stays as built in; in a plan of a new name it is what ``member`` has, because a forgotten
+    field must not mean "no limit".
+    """
+    plans = built_in()
+    for name, wanted in settings.items():
+        base = plans.get(name) or replace(plans["member"], name=name)
+        plans[name] = replace(base, **_changes(wanted))
+    return plans
+
+
+def _changes(wanted: Any) -> dict[str, Any]:
+    given = getattr(wanted, "model_fields_set", None)
+    changes: dict[str, Any] = {}
+    for key in (field.name for field in fields(Plan) if field.name != "name"):
+        value: Any = getattr(wanted, key, None)
+        # A pydantic model says which of its fields were written down; any other object says it by None.
+        if key not in given if given is not None else value is None:
+            continue
+        changes[key] = tuple(value) if key in _LISTS else value
+    return changes

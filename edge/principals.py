@@ -1,0 +1,71 @@
+"""Who a caller is: the principal that tokens carry and limits count, and the pseudonyms made of it."""
+
+from __future__ import annotations
+
+import hmac
+import socket
+from base64 import urlsafe_b64encode
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["anonymous", "key", "token", "local"]
+
+SECONDS_PER_DAY = 86_400
+# 128 bits: collisions and guesses stay out of reach (design §3.8); 22 characters of base64.
+_PSEUDONYM_BYTES = 16
+_MAPPED_IPV4 = b"\0" * 10 + b"\xff\xff"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """One caller. ``id`` is what every limit counts by, ``plan`` the name of the plan that sets them.
+
+    ``origin``, ``chat_types`` and ``max_tokens`` lock the credential to one web origin, some chat types, a longest
+    answer; None locks nothing. ``jti`` names one token among the principal's, ``expires_at`` (Unix seconds) ends it;
+    both are None for an API key without an end. ``kind`` "local" is the caller when authentication is off.
+    """
+
+    id: str
+    kind: Kind
+    plan: str
+    scopes: tuple[str, ...]
+    origin: str | None = None
+    chat_types: tuple[str, ...] | None = None
+    max_tokens: int | None = None
+    jti: str | None = None
+    expires_at: int | None = None
+
+
+def day_of(now: float) -> int:
+    """Days since 1970-01-01 UTC at ``now`` (Unix seconds): quotas and anonymous ids turn over together at 00:00 UTC."""
+    return int(now // SECONDS_PER_DAY)
+
+
+def address_block(ip: str) -> str:
+    """The addresses that count as one caller: an IPv4 address itself, or the /64 of an IPv6 address, which is what one
+    customer gets. Text that is no address comes back unchanged."""
+    if ":" not in ip:
+        return ip
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, ip.partition("%")[0])
+    except (OSError, UnicodeEncodeError, ValueError):  # ValueError: a NUL inside
+        return ip
+    if packed.startswith(_MAPPED_IPV4):
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return packed[:8].hex() + "/64"
+
+
+def anonymous_id(secret: bytes, ip: str, origin: str, day: int) -> str:
+    """The id of an anonymous caller, the same all day: a fresh token is not a fresh quota. ``day`` as ``day_of``."""
+    return _pseudonym(secret, "anonymous", address_block(ip), origin, str(day))
+
+
+def link_id(secret: bytes, principal_id: str) -> str:
+    """What a node sees of a principal: stable, and nothing of a name can be read from it."""
+    return _pseudonym(secret, "link", principal_id)
+
+
+def _pseudonym(secret: bytes, *parts: str) -> str:
+    # NUL cannot stand in an address, an origin or an id, so no two lists of parts give the same text.
+    digest = hmac.digest(secret, "\0".join(parts).encode(), "sha256")
+    return urlsafe_b64encode(digest[:_PSEUDONYM_BYTES]).rstrip(b"=").decode()

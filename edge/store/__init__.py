@@ -1,0 +1,1 @@
+"""State of the edge behind one interface (``ledger.Ledger``): limits, quotas, revocations, API keys."""

@@ -1,0 +1,90 @@
+"""Counters of callers in memory: tokens used and reserved today, answers running. No I/O but the loader it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# A caller who was quiet this long is read from the database when it comes back.
+IDLE_SECONDS = 120.0
+# About 30 MB. Callers without a running answer are forgotten past it, the least recent first.
+MAX_ACCOUNTS = 100_000
+# Bounds the work of one sweep, which runs between requests.
+_SWEEP_STEPS = 256
+
+
+class Account:
+    """One caller on one day. ``streams`` are all its running answers, ``reserved`` only those of ``day``."""
+
+    __slots__ = ("day", "reserved", "seen", "streams", "used")
+
+    def __init__(self, day: int, used: int, seen: float) -> None:
+        self.day = day
+        self.used = used
+        self.reserved = 0
+        self.streams = 0
+        self.seen = seen  # monotonic seconds of the last reservation, or of the first look
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What one running answer holds, and when (monotonic seconds) it counts as abandoned."""
+
+    account: Account
+    principal_id: str
+    day: int
+    tokens: int
+    deadline: float
+
+
+class Accounts:
+    """Accounts by principal id. ``load(principal_id, day)`` gives the tokens used so far, committed or not;
+    ``monotonic`` gives seconds."""
+
+    def __init__(
+        self, load: Callable[[str, int], int], monotonic: Callable[[], float], max_accounts: int = MAX_ACCOUNTS
+    ) -> None:
+        self._load = load
+        self._monotonic = monotonic
+        self._max_accounts = max_accounts
+        self._accounts: dict[str, Account] = {}  # in order of ``seen``, but for busy ones that were swept over
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def of(self, principal_id: str, day: int) -> Account:
+        account = self._accounts.get(principal_id)
+        if account is None:
+            account = self._accounts[principal_id] = Account(day, self._load(principal_id, day), self._monotonic())
+        elif account.day != day:
+            account.day, account.used, account.reserved = day, self._load(principal_id, day), 0
+        return account
+
+    def reserve(self, principal_id: str, day: int, tokens: int, lifetime: float) -> Reservation:
+        """Take one stream and ``tokens`` for ``lifetime`` seconds at most."""
+        account = self.of(principal_id, day)
+        account.streams += 1
+        account.reserved += tokens
+        account.seen = self._monotonic()
+        self._accounts[principal_id] = self._accounts.pop(principal_id)
+        return Reservation(account, principal_id, day, tokens, account.seen + lifetime)
+
+    def settle(self, reservation: Reservation, tokens: int) -> None:
+        """Give the stream back and count ``tokens`` in place of what was reserved."""
+        account = reservation.account
+        account.streams -= 1
+        if account.day == reservation.day:
+            account.reserved = max(0, account.reserved - reservation.tokens)
+            account.used += tokens
+
+    def sweep(self) -> None:
+        """Forget some callers who have been idle, and so many more that the limit holds."""
+        now = self._monotonic()
+        for _ in range(min(max(_SWEEP_STEPS, len(self) - self._max_accounts), len(self))):
+            principal_id = next(iter(self._accounts))
+            account = self._accounts[principal_id]
+            if now - account.seen < IDLE_SECONDS and len(self) <= self._max_accounts:
+                return
+            del self._accounts[principal_id]
+            if account.streams:
+                self._accounts[principal_id] = account  # its turn comes again

@@ -1,0 +1,140 @@
+"""The edge's SQLite file: opened safely, with its schema, by the edge and by the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+# Raised with the schema below; a file of a newer version is refused, an older one would be migrated in ``_migrate``.
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE keys (
+    id TEXT PRIMARY KEY,            -- 12 hex digits, the public part of the key
+    name TEXT NOT NULL,
+    digest BLOB NOT NULL,           -- SHA-256 of the secret part
+    plan TEXT NOT NULL,
+    scopes TEXT NOT NULL,           -- separated by spaces
+    created_at INTEGER NOT NULL,    -- Unix seconds, as the two below
+    expires_at INTEGER,
+    revoked_at INTEGER
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX living_key_names ON keys (name) WHERE revoked_at IS NULL;
+CREATE TABLE revocations (
+    jti TEXT PRIMARY KEY,
+    expires_at INTEGER NOT NULL     -- Unix seconds: the token is refused for its age from then on
+) WITHOUT ROWID;
+CREATE TABLE usage (
+    principal TEXT NOT NULL,
+    day INTEGER NOT NULL,           -- days since 1970-01-01 UTC
+    tokens INTEGER NOT NULL,
+    PRIMARY KEY (principal, day)
+) WITHOUT ROWID;
+CREATE TABLE reservations (
+    chat_id TEXT PRIMARY KEY,
+    principal TEXT NOT NULL,
+    day INTEGER NOT NULL,
+    tokens INTEGER NOT NULL         -- the estimate it is settled at when nobody is left to settle it
+) WITHOUT ROWID;
+"""
+
+
+class StoreError(Exception):
+    """The database cannot be used; the text says why and what to do."""
+
+
+def unusable(path: Path, error: sqlite3.Error) -> StoreError:
+    return StoreError(
+        f"The database {path} cannot be used ({error}). Restore it from a copy, or move it away to start a new one."
+    )
+
+
+def connect(path: Path, *, busy_seconds: float) -> sqlite3.Connection:
+    """Open ``path`` in WAL mode, made 0600 and given its schema when new. The caller closes the connection.
+
+    ``busy_seconds`` is how long a statement waits for another process's write. Raises StoreError.
+    """
+    try:
+        # SQLite gives its -wal and -shm files the mode of this one.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        connection = sqlite3.connect(path, isolation_level=None, timeout=10.0)
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(
+            f"The database {path} cannot be opened ({error}). Check the folder's owner and mode."
+        ) from None
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        # A crash of the process loses nothing that was committed; a power cut at most the last commits, never the file.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        _migrate(connection, path)
+        connection.execute(f"PRAGMA busy_timeout = {int(busy_seconds * 1000)}")
+    except sqlite3.Error as error:
+        connection.close()
+        raise unusable(path, error) from None
+    except StoreError:
+        connection.close()
+        raise
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    if _version(connection) == SCHEMA_VERSION:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        found = _version(connection)  # another process may have been first
+        if found > SCHEMA_VERSION:
+            raise StoreError(
+                f"The database {path} was written by a newer Hearthlink (schema {found}, known {SCHEMA_VERSION}). "
+                "Install that version again, or use another state folder."
+            )
+        if found == 0:
+            for statement in _SCHEMA.split(";\n"):
+                connection.execute(statement)
+            connection.execute("INSERT INTO meta VALUES ('pseudonym_key', ?)", (secrets.token_bytes(32),))
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return connection.execute("PRAGMA user_version").fetchone()[0]
+
+
+def pseudonym_key(connection: sqlite3.Connection) -> bytes:
+    """The secret that anonymous ids and link ids are made with: kept here so that they outlive a restart."""
+    return connection.execute("SELECT value FROM meta WHERE name = 'pseudonym_key'").fetchone()[0]
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Be the only edge on database ``path``: its counters live in memory, two of them would each grant the whole quota.
+
+    The lock ends with the process, however that ends. Raises StoreError.
+    """
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        lock = os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(
+            f"The file {lock_path} cannot be opened ({error}). Check the folder's owner and mode."
+        ) from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StoreError(
+                f"Another edge is using the database {path}. Stop it first, or give this one a state folder of its own "
+                "(HEARTHLINK_STATE)."
+            ) from None
+        yield
+    finally:
+        os.close(lock)

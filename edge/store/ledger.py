@@ -1,0 +1,114 @@
+"""The interface to what has to be counted: rates, running streams, token quotas, revocations.
+
+    refusal   local and free, before the body is read: what admit would surely refuse
+    admit     once per chat: takes one request, one stream and the estimated tokens, or refuses and takes nothing
+    settle    once per chat, whatever its ending: gives the stream back, counts the real tokens instead of the estimate
+
+A chat that is never settled (its edge died) is settled by the ledger at its estimate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from edge.plans import Plan
+from edge.principals import Principal
+from shared.contract.chat import Usage
+from shared.contract.errors import ApiError
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a chat may spend at most, in tokens: the prompt's estimate plus the longest answer."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """One limit as it stands: ``remaining`` of ``limit``, whole again in ``reset`` seconds."""
+
+    limit: int
+    remaining: int
+    reset: float
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """How a caller's limits stand after a request was counted; None where there is no limit."""
+
+    requests: Allowance | None = None
+    tokens: Allowance | None = None
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The ``x-ratelimit-*`` response headers, named as OpenAI names them."""
+        found: list[tuple[bytes, bytes]] = []
+        for unit, allowance in ((b"requests", self.requests), (b"tokens", self.tokens)):
+            if allowance is not None:
+                found += (
+                    (b"x-ratelimit-limit-" + unit, b"%d" % allowance.limit),
+                    (b"x-ratelimit-remaining-" + unit, b"%d" % allowance.remaining),
+                    (b"x-ratelimit-reset-" + unit, duration(allowance.reset).encode()),
+                )
+        return found
+
+
+class Ledger(Protocol):
+    """Counts for all edges that share it. Safe to call from one event loop; nothing here blocks it for long."""
+
+    def refusal(self, ip: str, principal: Principal, plan: Plan) -> ApiError | None:
+        """What ``admit`` would refuse for rate, running streams, revocation or a quota that is used up, without taking
+        anything; None when the request may go on. Synchronous and local: it costs microseconds."""
+        ...
+
+    async def admit(self, ip: str, principal: Principal, plan: Plan, cost: Cost, chat_id: str) -> Grant:
+        """Take one request, one stream and ``cost`` for ``chat_id``, which must be new, all or nothing.
+
+        The caller owes exactly one ``settle``. Raises ApiError ``token_revoked``, ``rate_limited``,
+        ``concurrency_limited`` or ``quota_exceeded``; then nothing was taken.
+        """
+        ...
+
+    async def settle(self, chat_id: str, usage: Usage | None) -> bool:
+        """End ``chat_id``: give its stream back and count ``usage`` in place of the estimate; None counts nothing,
+        because nothing was spent. True the first time, False for any other; a second usage is not counted."""
+        ...
+
+    async def charge_request(self, ip: str, principal: Principal, plan: Plan) -> Grant:
+        """Take one request, for routes that start no answer. Raises ApiError ``token_revoked`` or ``rate_limited``."""
+        ...
+
+    def peek(self, ip: str, principal: Principal, plan: Plan) -> Grant:
+        """How the limits stand, taking nothing; for the headers of a refusal. Synchronous and local."""
+        ...
+
+    def revoked(self, principal: Principal) -> bool:
+        """Whether the principal's token or key was revoked. Synchronous and local: for running streams to ask."""
+        ...
+
+    async def revoke(self, principal: Principal) -> None:
+        """Revoke the token that ``principal`` came in with, until it expires by itself.
+
+        Raises ValueError for a credential that is no token: an API key is revoked by its name.
+        """
+        ...
+
+    def usage_today(self, principal: Principal, plan: Plan) -> dict[str, Any]:
+        """Limits, what was used and what is left, for ``GET /v1/me``."""
+        ...
+
+
+def duration(seconds: float) -> str:
+    """``seconds`` the way OpenAI writes a reset: "120ms", "6s", "6m0s", "23h59m59s"; rounded up."""
+    if seconds <= 0:
+        return "0s"
+    if seconds < 1:
+        milliseconds = math.ceil(seconds * 1000)
+        return f"{milliseconds}ms" if milliseconds < 1000 else "1s"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes}m{rest}s"
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"

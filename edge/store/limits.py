@@ -1,0 +1,136 @@
+"""What a caller may still do, decided in memory: rates, running answers, tokens of the day. No I/O but the loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from edge.plans import Plan
+from edge.principals import SECONDS_PER_DAY, address_block, day_of
+from edge.store import refusals
+from edge.store.accounts import Account, Accounts, Reservation
+from edge.store.gcra import Gcra
+from edge.store.ledger import Allowance, Grant
+from shared.contract.errors import ApiError
+
+
+class Limits:
+    """Limits of all callers of one process.
+
+    ``per_ip`` requests a minute are an address's (IPv6: a /64's), over all its callers; None is no limit, and a plan
+    without a request limit is free of this one too. ``load(principal_id, day)`` gives the tokens used so far. ``now``
+    gives Unix seconds and decides the day; ``monotonic`` gives seconds and decides rates, which a changed clock must
+    not touch.
+    """
+
+    def __init__(
+        self,
+        per_ip: int | None,
+        load: Callable[[str, int], int],
+        now: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._per_ip = per_ip
+        self._now = now
+        self._monotonic = monotonic
+        self._addresses = Gcra()
+        self._callers = Gcra()
+        self._accounts = Accounts(load, monotonic)
+
+    def rate_refusal(self, ip: str, principal_id: str, plan: Plan) -> ApiError | None:
+        limit = plan.requests_per_minute
+        if limit is None:
+            return None
+        if limit == 0:
+            return refusals.caller_rate(plan, 0.0)
+        now = self._monotonic()
+        if self._per_ip and (wait := self._addresses.wait(address_block(ip), self._per_ip, now)):
+            return refusals.address_rate(self._per_ip, wait)
+        if wait := self._callers.wait(principal_id, limit, now):
+            return refusals.caller_rate(plan, wait)
+        return None
+
+    def load_refusal(self, principal_id: str, plan: Plan, tokens: int) -> ApiError | None:
+        """Why one more answer of up to ``tokens`` is too much, or None."""
+        limit = plan.tokens_per_day
+        if limit is None and plan.streams is None:
+            return None
+        account = self._account(principal_id)
+        if plan.streams is not None and account.streams >= plan.streams:
+            return refusals.too_many_streams(plan)
+        if limit is None or account.used + account.reserved + tokens <= limit:
+            return None
+        if account.used + tokens <= limit:
+            return refusals.quota_held(plan)
+        return refusals.quota_exceeded(plan, account.used, tokens, self._until_tomorrow())
+
+    def take_request(self, ip: str, principal_id: str, plan: Plan) -> None:
+        if plan.requests_per_minute is not None:
+            now = self._monotonic()
+            if self._per_ip:
+                self._addresses.take(address_block(ip), self._per_ip, now)
+            self._callers.take(principal_id, plan.requests_per_minute, now)
+
+    def reserve(self, principal_id: str, tokens: int, lifetime: float) -> Reservation:
+        """Take one stream and ``tokens`` of today, for ``lifetime`` seconds at most."""
+        return self._accounts.reserve(principal_id, day_of(self._now()), tokens, lifetime)
+
+    def settle(self, reservation: Reservation, tokens: int) -> None:
+        self._accounts.settle(reservation, tokens)
+
+    def abandoned(self, reservation: Reservation) -> bool:
+        return reservation.deadline <= self._monotonic()
+
+    def grant(self, ip: str, principal_id: str, plan: Plan) -> Grant:
+        requests = self._requests(principal_id, plan)
+        if requests is not None and self._per_ip:
+            left, reset = self._addresses.standing(address_block(ip), self._per_ip, self._monotonic())
+            if left < requests.remaining:  # others at this address used it up
+                requests = Allowance(requests.limit, left, reset)
+        tokens = None if plan.tokens_per_day is None else self._tokens(self._account(principal_id), plan.tokens_per_day)
+        return Grant(requests, tokens)
+
+    def usage_today(self, principal_id: str, plan: Plan) -> dict[str, Any]:
+        """As ``Ledger.usage_today``: for each limit what it is, what is used, what is left; resets in whole seconds."""
+        account = self._account(principal_id)
+        requests = self._requests(principal_id, plan)
+        limit = plan.tokens_per_day
+        tokens = None if limit is None else self._tokens(account, limit)
+        return {
+            "requests": {
+                "limit": plan.requests_per_minute,
+                "remaining": requests.remaining if requests else None,
+                "reset": round(requests.reset) if requests else None,
+            },
+            "streams": {"limit": plan.streams, "running": account.streams},
+            "tokens": {
+                "limit": limit,
+                "used": account.used,
+                "reserved": account.reserved,
+                "remaining": tokens.remaining if tokens else None,
+                "reset": round(self._until_tomorrow()),
+            },
+            "tokens_per_request": plan.tokens_per_request,
+        }
+
+    def sweep(self) -> None:
+        """Forget callers and addresses that are as if never seen."""
+        now = self._monotonic()
+        self._addresses.sweep(now)
+        self._callers.sweep(now)
+        self._accounts.sweep()
+
+    def _account(self, principal_id: str) -> Account:
+        return self._accounts.of(principal_id, day_of(self._now()))
+
+    def _requests(self, principal_id: str, plan: Plan) -> Allowance | None:
+        limit = plan.requests_per_minute
+        if limit is None:
+            return None
+        return Allowance(limit, *self._callers.standing(principal_id, limit, self._monotonic()))
+
+    def _tokens(self, account: Account, limit: int) -> Allowance:
+        return Allowance(limit, max(0, limit - account.used - account.reserved), self._until_tomorrow())
+
+    def _until_tomorrow(self) -> float:
+        return SECONDS_PER_DAY - self._now() % SECONDS_PER_DAY

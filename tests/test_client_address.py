@@ -1,0 +1,117 @@
+"""Whose address counts: the peer's, or what listed proxies wrote, and never what a caller wrote."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.client_address import UNKNOWN, ClientAddress
+from edge.principals import address_block
+
+PROXIES = ClientAddress(["127.0.0.1", "10.0.0.0/8", "fd00::/8"])
+CALLER = "203.0.113.7"
+
+
+def forwarded(*lines: str) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"host", b"edge.example.com"),
+        *((b"x-forwarded-for", line.encode("latin-1", "replace")) for line in lines),
+    ]
+
+
+@pytest.mark.parametrize("peer", ["198.51.100.9", "2001:db8::9", "100.64.0.1"])
+def test_a_peer_that_is_no_proxy_is_the_caller(peer: str) -> None:
+    for who in (PROXIES, ClientAddress()):
+        assert who.of(peer, forwarded("1.2.3.4")) == peer
+
+
+def test_without_listed_proxies_even_loopback_is_not_believed() -> None:
+    assert ClientAddress().of("127.0.0.1", forwarded(CALLER)) == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("peer", "lines", "caller"),
+    [
+        ("127.0.0.1", [], "127.0.0.1"),
+        ("127.0.0.1", [CALLER], CALLER),
+        ("127.0.0.1", [f"1.2.3.4, {CALLER}"], CALLER),  # what the caller sent stands left
+        ("127.0.0.1", ["1.2.3.4", CALLER], CALLER),  # two header lines are one list
+        ("127.0.0.1", [f"{CALLER}, 10.1.1.1", "10.2.2.2"], CALLER),
+        ("127.0.0.1", [f"1.2.3.4,{CALLER},10.1.1.1"], CALLER),
+        ("127.0.0.1", ["10.3.3.3, 10.2.2.2"], "10.3.3.3"),  # proxies all the way
+        ("127.0.0.1", [f"{CALLER}:4711"], CALLER),
+        ("127.0.0.1", ["2001:db8::7"], "2001:db8::7"),
+        ("127.0.0.1", ["[2001:db8::7]"], "2001:db8::7"),
+        ("127.0.0.1", ["[2001:DB8:0::7]:4711"], "2001:db8::7"),
+        ("127.0.0.1", [f"::ffff:{CALLER}"], CALLER),
+        ("::ffff:127.0.0.1", [CALLER], CALLER),
+        ("fd00::1", [CALLER], CALLER),
+        ("fd00::1%eth0", [CALLER], CALLER),
+        ("127.0.0.1", [f" \t{CALLER}\t "], CALLER),
+    ],
+)
+def test_the_walk_from_the_right(peer: str, lines: list[str], caller: str) -> None:
+    assert PROXIES.of(peer, forwarded(*lines)) == caller
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    ["", "unknown", "_hidden", "localhost", "1.2.3", "1.2.3.4.5", "1.2.3.256", "01.2.3.4", "1.2.3.4:port", "1.2.3.4\0",
+     "2001:db8::7:x", "[2001:db8::7", "2001:db8::7]", "fe80::1%eth0", "[fe80::1%25eth0]", "1.2.3.4;x", "'1.2.3.4'",
+     "١.2.3.4", "::", "1" * 5000],
+)  # fmt: skip
+def test_garbage_stops_the_walk_at_the_last_hop_that_is_sure(garbage: str) -> None:
+    stop = "::" if garbage == "::" else "10.1.1.1"  # "::" is an address, if an odd one
+    assert PROXIES.of("127.0.0.1", forwarded(f"{CALLER}, {garbage}, 10.1.1.1")) == stop
+
+
+def test_other_headers_are_not_read() -> None:
+    headers = [(b"x-real-ip", b"1.2.3.4"), (b"forwarded", b"for=1.2.3.4"), (b"x_forwarded_for", b"1.2.3.4")]
+    assert PROXIES.of("127.0.0.1", headers) == "127.0.0.1"
+
+
+@given(st.lists(st.text(max_size=40) | st.ip_addresses().map(str), max_size=30))
+def test_nothing_a_caller_writes_changes_its_address(written: list[str]) -> None:
+    header = ",".join([*written, CALLER, "10.0.0.9"]).encode("utf-8", "replace")
+    assert PROXIES.of("127.0.0.1", [(b"x-forwarded-for", header)]) == CALLER
+    assert PROXIES.of(CALLER, [(b"x-forwarded-for", header)]) == CALLER
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_give_an_address(value: bytes) -> None:
+    assert PROXIES.of("127.0.0.1", [(b"x-forwarded-for", value)])
+
+
+def test_a_long_chain_of_listed_proxies_ends() -> None:
+    chain = ",".join([CALLER, *(f"10.0.{n // 250}.{n % 250}" for n in range(4000))])
+    assert PROXIES.of("127.0.0.1", forwarded(chain)).startswith("10.0.")
+
+
+def test_a_peer_without_an_address_is_called_so() -> None:
+    assert PROXIES.of(None, forwarded("1.2.3.4")) == UNKNOWN
+    assert PROXIES.of("not-an-address", forwarded("1.2.3.4")) == UNKNOWN
+
+
+@pytest.mark.parametrize("entry", ["*", "caddy", "10.0.0.0/33", "", "0.0.0.0/0", "::/0"])
+def test_a_proxy_that_cannot_be_listed_is_named_with_its_setting(entry: str) -> None:
+    with pytest.raises(ValueError, match=r"edge\.trusted_proxies"):
+        ClientAddress(["127.0.0.1", entry])
+
+
+@pytest.mark.parametrize(
+    ("ip", "block"),
+    [
+        (CALLER, CALLER),
+        ("::ffff:203.0.113.7", CALLER),
+        ("2001:db8:1:2::7", "20010db800010002/64"),
+        ("2001:db8:1:2:ffff::", "20010db800010002/64"),
+        ("2001:db8:1:3::7", "20010db800010003/64"),
+        ("fe80::1%eth0", "fe80000000000000/64"),
+        (UNKNOWN, UNKNOWN),
+        ("a:b", "a:b"),
+        ("::\0", "::\0"),
+    ],
+)
+def test_what_counts_as_one_caller(ip: str, block: str) -> None:
+    assert address_block(ip) == block
