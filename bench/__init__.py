@@ -1,0 +1,1 @@
+"""What Hearthlink costs: ``python -m bench`` starts everything, measures it beside nginx and prints one table."""
