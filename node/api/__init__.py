@@ -1,0 +1,1 @@
+"""The node's routes, each a short story over the leaves."""

@@ -1,0 +1,59 @@
+"""Health, models and metrics of the node."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from node.admission import Admission
+from node.api.snapshots import snapshot
+from node.services import Services
+from shared import __version__
+from shared.contract.errors import ApiError
+from shared.contract.listing import chat_type_list, model_list, model_object
+
+
+class Health:
+    """The small GET routes, one method each. Health is open to whoever reaches the node; the lists want its token."""
+
+    def __init__(self, node: Services, admission: Admission) -> None:
+        self._node = node
+        self._admission = admission
+
+    async def livez(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def healthz(self, request: Request) -> Response:
+        """503 when the runtime cannot answer; the reason is for the owner, who is the only one that gets here."""
+        now = snapshot(self._node)
+        payload = {
+            "status": "ok" if now.ready else now.runtime_state,
+            "version": __version__,
+            "runtime": now.runtime,
+            "reason": now.reason,
+            "model": now.default_model,
+            "slots": now.slots,
+            "running": now.running,
+            "queued": now.queued,
+            "broken_chat_types": self._node.chat_types.broken,
+        }
+        return JSONResponse(payload, 200 if now.ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._node.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def models(self, request: Request) -> Response:
+        self._admission.check(request.scope)
+        return JSONResponse(model_list(self._node.runtime.status().models))
+
+    async def model(self, request: Request) -> Response:
+        self._admission.check(request.scope)
+        name = request.path_params["id"]
+        found = self._node.runtime.status().model(name)
+        if found is None:
+            raise ApiError("model_not_found", f"There is no model {name[:100]!r} here. GET /v1/models lists them.")
+        return JSONResponse(model_object(found))
+
+    async def chat_types(self, request: Request) -> Response:
+        self._admission.check(request.scope)
+        return JSONResponse(chat_type_list(self._node.chat_types.infos()))

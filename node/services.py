@@ -1,0 +1,38 @@
+"""What a running node consists of. Made and closed by ``node.app``; handed to every route."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from node.metrics import Metrics
+from node.prompts import ChatTypes
+from node.running import Running
+from node.runtimes.base import Runtime
+from node.special_tokens import Neutraliser
+from node.turns import Turns
+from shared.ticker import Ticker
+
+
+@dataclass(slots=True)
+class Timeouts:
+    """Seconds a runtime may keep a caller waiting: for its first token, and between two."""
+
+    first_token: float
+    stall: float
+
+
+@dataclass(slots=True)
+class Services:
+    node_id: str
+    boot_id: str
+    runtime: Runtime
+    chat_types: ChatTypes
+    turns: Turns
+    running: Running
+    ticker: Ticker
+    metrics: Metrics
+    timeouts: Timeouts
+    max_tokens: int
+    max_body: int
+    neutraliser: Neutraliser = field(default_factory=lambda: Neutraliser(frozenset()))
+    draining: bool = False
