@@ -1,0 +1,1 @@
+"""The edge's routes, each a short story over the leaves."""

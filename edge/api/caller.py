@@ -1,0 +1,81 @@
+"""Who is calling: one credential, checked before anything else is looked up."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from edge.doors.credentials import credential
+from edge.plans import Plan
+from edge.principals import Principal, link_id
+from edge.services import Services
+from shared.asgi.types import Scope, header
+from shared.contract.errors import ApiError
+from shared.contract.secrets import API_KEY, INVITE, NODE_TOKEN, TOKEN
+
+_SECRET_IN_QUERY = re.compile(
+    rf"{API_KEY}|{TOKEN}|{INVITE}|{NODE_TOKEN}|(^|&)(access_)?(token|api_?key)=".encode(), re.I
+)
+# Methods that a browser sends from its own pages without an Origin header.
+_WITHOUT_ORIGIN = frozenset({"GET", "HEAD"})
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """``ip`` is the caller's, not a proxy's; ``link_id`` is all that a node learns of the principal."""
+
+    ip: str
+    principal: Principal
+    plan: Plan
+    link_id: str
+
+
+def identify(scope: Scope, edge: Services) -> Caller:
+    """Raises ApiError 401 for a missing or wrong credential, 403 for one used from another origin than its own."""
+    if scope["query_string"] and _SECRET_IN_QUERY.search(scope["query_string"]):
+        text = "Credentials do not belong in a URL, which is logged on its way. Send Authorization: Bearer instead."
+        raise ApiError("invalid_request", text)
+    principal = _principal(scope, edge)
+    _check_origin(scope, principal)
+    plan = edge.plans.get(principal.plan)
+    if plan is None:
+        text = f"The plan {principal.plan!r} of this credential is not in the edge's settings any more."
+        raise ApiError("insufficient_scope", text)
+    return Caller(caller_ip(scope, edge), principal, plan, link_id(edge.pseudonym_key, principal.id))
+
+
+def caller_ip(scope: Scope, edge: Services) -> str:
+    peer = scope["client"][0] if scope["client"] else None
+    return edge.addresses.of(peer, scope["headers"])
+
+
+def given_credential(scope: Scope) -> str | None:
+    authorization, key = header(scope, b"authorization"), header(scope, b"x-api-key")
+    return credential(
+        None if authorization is None else authorization.decode("latin-1"),
+        None if key is None else key.decode("latin-1"),
+    )
+
+
+def _principal(scope: Scope, edge: Services) -> Principal:
+    text = given_credential(scope)
+    if text is None:
+        if not edge.policy.require_authentication:
+            return Principal("local", "local", "owner", edge.plans["owner"].scopes)
+        raise ApiError("missing_token", "Get a token from POST /v1/token and send it as Authorization: Bearer hlt_….")
+    if text.startswith(API_KEY):
+        return edge.store.lookup(text)
+    return edge.tokens.verify(text)
+
+
+def _check_origin(scope: Scope, principal: Principal) -> None:
+    """A token minted for a page works for that page only; a key or an unlocked token from everywhere."""
+    if principal.origin is None:
+        return
+    origin = header(scope, b"origin")
+    if origin is None and scope["method"] in _WITHOUT_ORIGIN:
+        return
+    if origin is None or origin.decode("latin-1") != principal.origin:
+        raise ApiError(
+            "origin_not_allowed", "This token was given to a page on another origin. Send that Origin header."
+        )

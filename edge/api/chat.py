@@ -1,0 +1,204 @@
+"""A chat, from the caller's first byte to the settled quota."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edge.api.audit import note
+from edge.api.caller import Caller, identify
+from edge.api.permission import Permit, permit
+from edge.chats import Chat
+from edge.services import Services
+from edge.store.ledger import Cost, Grant
+from shared.asgi.accept import wants_stream
+from shared.asgi.body import ClientLeft, check_json, read_body
+from shared.asgi.departure import Departure
+from shared.asgi.front import abort
+from shared.asgi.request_id import new_id
+from shared.asgi.responses import send_bytes
+from shared.asgi.types import Headers, Receive, Scope, Send
+from shared.contract.chat import Usage, parse_body
+from shared.contract.errors import ApiError
+from shared.contract.surface import Surface
+from shared.link.call import Call, read_usage
+from shared.link.session import Session
+from shared.link.streams import Reply
+
+# Seconds a cancelled stream's END is awaited before it is settled at what was relayed (design §3.8).
+_END_WITHIN = 2.0
+# An event's JSON around one token, in bytes, for a stream whose usage nobody will ever tell (design §3.8).
+_BYTES_PER_EVENT = 256
+_OWN_PREFIX = "hearthlink-"
+
+
+class ChatEndpoint:
+    """ASGI app for one surface."""
+
+    def __init__(self, surface: Surface, edge: Services) -> None:
+        self._surface = surface
+        self._edge = edge
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        edge, surface = self._edge, self._surface
+        note(scope, route=surface.path)
+        caller = identify(scope, edge)
+        note(scope, principal=caller.principal.id, plan=caller.plan.name)
+        if (refusal := edge.store.refusal(caller.ip, caller.principal, caller.plan)) is not None:
+            raise _limited(refusal, caller, edge)
+        if edge.draining:
+            raise ApiError("draining", "The server is restarting. Please try again in a moment.")
+        check_json(scope)
+        raw = await read_body(scope, receive, edge.policy.max_body)
+        body = parse_body(surface.body, raw)
+        upstream = edge.upstreams.choose()
+        allowed = permit(body, len(raw), caller, upstream.snapshot, edge.policy.anonymous_raw_models)
+        note(scope, chat_type=allowed.chat_type, client_id=body.client_id, node=upstream.name)
+        session = upstream.session()
+        call = Call(
+            surface=surface,
+            body=raw,
+            chat_id=new_id(),
+            request_id=scope["state"]["request_id"],
+            principal=caller.link_id,
+            stream=wants_stream(scope, body.stream),
+            deadline=asyncio.get_running_loop().time() + edge.policy.request_timeout,
+            max_tokens=allowed.max_tokens,
+        )
+        try:
+            cost = Cost(allowed.reserve)
+            grant = await edge.store.admit(caller.ip, caller.principal, caller.plan, cost, call.chat_id)
+        except ApiError as refusal:
+            raise _limited(refusal, caller, edge) from None
+        await _Exchange(edge, caller, allowed, call, grant, session).run(scope, receive, send)
+
+
+def _limited(refusal: ApiError, caller: Caller, edge: Services) -> ApiError:
+    """A 429 also says how the limits stand."""
+    if refusal.status == 429:
+        refusal.extra_headers += edge.store.peek(caller.ip, caller.principal, caller.plan).headers()
+    return refusal
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """An admitted chat: opened on a node, relayed, and settled exactly once however it ends."""
+
+    edge: Services
+    caller: Caller
+    permit: Permit
+    call: Call
+    grant: Grant
+    session: Session
+
+    async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = asyncio.get_running_loop().time()
+        reply: Reply | None = None
+        outcome = ""
+        chat: Chat | None = None
+        try:
+            async with Departure(receive) as interrupt:
+                reply = self.session.open(self.call)
+                chat = Chat(
+                    id=self.call.chat_id,
+                    principal=self.caller.link_id,
+                    session=self.session,
+                    reply=reply,
+                    interrupt=interrupt,
+                    streaming=self.call.stream,
+                    revoked=functools.partial(self.edge.store.revoked, self.caller.principal),
+                    drop=functools.partial(abort, scope),
+                    heard_at=began,
+                )
+                self.edge.chats.add(chat)
+                await self._relay(chat, scope, send)
+            outcome = reply.end.outcome if reply.end is not None else ""
+        except ClientLeft:
+            outcome = "cancelled"
+        except ApiError as error:
+            outcome = error.code
+            if chat is None or not chat.started:
+                refusal = error.outside_stream()
+                refusal.extra_headers += self.grant.headers()
+                raise refusal from None
+            scope["state"]["error"] = error
+            if error.code != "slow_consumer":
+                await _end_with(send, self.call, error)
+        finally:
+            if chat is not None:
+                self.edge.chats.remove(chat)
+            await self._settle(scope, reply, outcome or "failed")
+            if reply is not None and reply.first_data_at is not None:
+                self.edge.metrics.first_token.observe(reply.first_data_at - began)
+
+    async def _relay(self, chat: Chat, scope: Scope, send: Send) -> None:
+        """The node's answer, as it comes. Raises ApiError; before ``chat.started`` the caller can still get a
+        status."""
+        reply = chat.reply
+        headers = self._headers(await reply.head())
+        if not self.call.stream:
+            parts = []
+            while part := await reply.read():
+                parts.append(part)
+                reply.passed_on(len(part))
+            chat.started = True
+            chat.writing_since = asyncio.get_running_loop().time()
+            await send_bytes(send, 200, b"".join(parts), b"application/json", headers)
+            return
+        clock = asyncio.get_running_loop().time
+        write = scope["state"]["write"]  # past the layers, which have nothing to do with an event
+        chat.started = True
+        content_type = (b"content-type", reply.headers.get("content-type", "text/event-stream").encode())
+        streaming = [(b"cache-control", b"no-cache, no-transform"), (b"x-accel-buffering", b"no")]
+        await send({"type": "http.response.start", "status": 200, "headers": [content_type, *streaming, *headers]})
+        while part := await reply.read():
+            more = not reply.at_end
+            chat.heard_at = chat.writing_since = clock()
+            await write({"type": "http.response.body", "body": part, "more_body": more})
+            chat.writing_since = None
+            reply.passed_on(len(part))
+            if not more:
+                return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _headers(self, given: Mapping[str, str]) -> Headers:
+        own = [
+            (name.lower().encode(), value.encode("latin-1", "replace"))
+            for name, value in given.items()
+            if name.lower().startswith(_OWN_PREFIX)
+        ]
+        return [*own, (b"hearthlink-chat-id", self.call.chat_id.encode()), *self.grant.headers()]
+
+    async def _settle(self, scope: Scope, reply: Reply | None, outcome: str) -> None:
+        """Exactly once. A caller who left early waits for nothing here; the node's END says what was spent."""
+        if reply is not None:
+            reply.cancel()
+            if not reply.closed:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_END_WITHIN):
+                        await reply.ended()
+        usage = self._usage(reply)
+        await self.edge.store.settle(self.call.chat_id, usage)
+        spent = usage or Usage()
+        note(scope, outcome=outcome, prompt_tokens=spent.prompt_tokens, completion_tokens=spent.completion_tokens)
+        self.edge.metrics.chat_ended(outcome, spent)
+
+    def _usage(self, reply: Reply | None) -> Usage | None:
+        """What was spent; None when nothing was. Where nobody counted the prompt, the estimate stands in."""
+        if reply is None or not reply.has_head:
+            return None
+        counted = reply.end.usage if reply.end is not None else read_usage(reply.error_usage)
+        if counted is None:
+            return Usage(self.permit.prompt_estimate, reply.relayed // _BYTES_PER_EVENT)
+        if not counted.total_tokens or counted.prompt_tokens:
+            return counted if counted.total_tokens else None
+        return Usage(self.permit.prompt_estimate, counted.completion_tokens)
+
+
+async def _end_with(send: Send, call: Call, error: ApiError) -> None:
+    """The one error that ends a stream, framed as its surface does; a whole answer under way can only be cut."""
+    last = call.surface.frame_error(error, call.request_id) if call.stream else b""
+    await send({"type": "http.response.body", "body": last, "more_body": False})

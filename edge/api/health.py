@@ -1,0 +1,73 @@
+"""Health for everybody in two words, and for the owner (ops listener) with every node's state and reason."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from edge.services import Services
+from edge.upstreams import Upstream
+from shared import __version__
+from shared.contract.errors import ApiError
+
+
+class HealthRoutes:
+    def __init__(self, edge: Services) -> None:
+        self._edge = edge
+
+    async def livez(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(self, request: Request) -> Response:
+        """Does this edge take requests? 503 while it drains; whether a node answers is ``/healthz``."""
+        if self._edge.draining:
+            return JSONResponse({"status": "draining"}, 503)
+        return JSONResponse({"status": "ok"})
+
+    async def healthz(self, request: Request) -> Response:
+        """200 when a chat could be answered now."""
+        payload: dict[str, Any] = {"status": self._status(), "version": __version__}
+        if request.scope["state"]["listener"] == "ops":
+            payload["nodes"] = [_node(upstream) for upstream in self._edge.upstreams.all]
+            payload["chats"] = len(self._edge.chats)
+            payload["store"] = self._edge.store.problem or "ok"
+        return JSONResponse(payload, 200 if payload["status"] == "ok" else 503, {"cache-control": "no-store"})
+
+    async def health(self, request: Request) -> Response:
+        """The same fact in the words of ``/health``."""
+        healthy = self._status() == "ok"
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        payload = {"status": "healthy" if healthy else "unhealthy", "timestamp": now}
+        return JSONResponse(payload, 200 if healthy else 503, {"cache-control": "no-store"})
+
+    async def metrics(self, request: Request) -> Response:
+        if request.scope["state"]["listener"] != "ops":
+            raise ApiError("not_found", "There is no such route. The API begins at /v1/, see docs/api.md.")
+        return Response(self._edge.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def _status(self) -> str:
+        if self._edge.draining:
+            return "draining"
+        return "ok" if self._edge.upstreams.ready else "unavailable"
+
+
+def _node(upstream: Upstream) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": upstream.name, "url": upstream.address.url, "connected": upstream.connected}
+    if not upstream.connected:
+        row["reason"] = upstream.reason
+    if (snapshot := upstream.snapshot) is not None:
+        row |= {
+            "node_id": snapshot.node_id,
+            "version": snapshot.version,
+            "runtime": snapshot.runtime,
+            "runtime_state": snapshot.runtime_state,
+            "runtime_reason": snapshot.reason,
+            "models": [model.id for model in snapshot.models],
+            "slots": snapshot.slots,
+            "running": snapshot.running,
+            "queued": snapshot.queued,
+        }
+    return row

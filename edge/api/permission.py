@@ -1,0 +1,75 @@
+"""May this caller ask this: chat types, models and tokens, against the plan and the credential's own locks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge.api.caller import Caller
+from shared.contract.chat import BYTES_PER_TOKEN, AnyChatBody, CompletionBody
+from shared.contract.errors import ApiError
+from shared.contract.snapshot import NodeSnapshot
+
+# Tokens of a chat template around one message; ChatML needs four or five.
+_PER_MESSAGE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """``reserve`` tokens cover prompt and longest answer; ``max_tokens`` is the cap the node must keep."""
+
+    reserve: int
+    prompt_estimate: int
+    max_tokens: int
+    chat_type: str | None
+
+
+def permit(body: AnyChatBody, size: int, caller: Caller, node: NodeSnapshot | None, anonymous_raw: bool) -> Permit:
+    """``size`` is the body's in bytes. Raises ApiError ``chat_type_not_found``, ``chat_type_not_allowed``,
+    ``model_not_found`` or ``model_not_allowed``. Without a snapshot the node itself will say what it lacks."""
+    principal, plan = caller.principal, caller.plan
+    prompt = size // BYTES_PER_TOKEN + _PER_MESSAGE * len(body.messages)
+    cap = min(limit for limit in (plan.tokens_per_request, principal.max_tokens, _node_cap(node)) if limit is not None)
+    if body.chat_type is not None:
+        if not plan.allows_chat_type(body.chat_type) or body.chat_type not in (
+            principal.chat_types or (body.chat_type,)
+        ):
+            text = "Your plan or token does not include this chat type. GET /v1/chat/types lists those it does."
+            raise ApiError("chat_type_not_allowed", text, param="chat_type")
+        if node is not None:
+            kind = node.chat_type(body.chat_type)
+            if kind is None:
+                names = ", ".join(item.name for item in node.chat_types)
+                text = f"There is no chat type {body.chat_type!r}. There are: {names}."
+                raise ApiError("chat_type_not_found", text, param="chat_type")
+            prompt += kind.prompt_tokens
+            cap = min(cap, kind.max_tokens)
+    _check_model(body, caller, node, anonymous_raw)
+    answer = min(_asked(body) or cap, cap)
+    return Permit(prompt + answer, prompt, cap, body.chat_type)
+
+
+def _node_cap(node: NodeSnapshot | None) -> int:
+    return node.max_tokens if node is not None else NodeSnapshot("", "").max_tokens
+
+
+def _asked(body: AnyChatBody) -> int | None:
+    if isinstance(body, CompletionBody) and body.max_completion_tokens is not None:
+        return body.max_completion_tokens
+    return body.max_tokens
+
+
+def _check_model(body: AnyChatBody, caller: Caller, node: NodeSnapshot | None, anonymous_raw: bool) -> None:
+    """A chat type brings its model; naming one, or using none of the chat types, needs a plan that lists it."""
+    named = body.model
+    if body.chat_type is not None and (named is None or named.startswith("chat:")):
+        return
+    model = named or "default"
+    if node is not None and model == "default":
+        model = node.default_model
+    anonymous = caller.principal.kind == "anonymous"
+    if not caller.plan.allows_model(model) and not (anonymous and anonymous_raw):
+        text = 'Your plan does not include this model; use a chat type, such as model "chat:home".'
+        raise ApiError("model_not_allowed", text, param="model")
+    if node is not None and model and node.models and all(item.id != model for item in node.models):
+        names = ", ".join(item.id for item in node.models[:20])
+        raise ApiError("model_not_found", f"There is no model {model[:100]!r} here. There are: {names}.", param="model")

@@ -1,0 +1,229 @@
+"""The edge put together: settings in, a running edge out."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from loguru import logger
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route, Router
+
+from edge.api.audit import Audit
+from edge.api.chat import ChatEndpoint
+from edge.api.health import HealthRoutes
+from edge.api.lists import ListRoutes
+from edge.api.stop import StopRoute
+from edge.api.tokens import TokenRoutes
+from edge.chats import Chats
+from edge.client_address import ClientAddress
+from edge.metrics import Metrics
+from edge.plans import plans_from
+from edge.principals import link_id
+from edge.services import Policy, Services
+from edge.store.sqlite import SQLiteStore
+from edge.tokens import Tokens
+from edge.upstreams import Address, Upstream, Upstreams
+from shared import __version__
+from shared.addresses import split_listen
+from shared.asgi.front import Envelope, Front
+from shared.asgi.protocol import Limits
+from shared.asgi.server import Listener, serving
+from shared.asgi.types import App, Receive, Scope, Send
+from shared.contract.surface import SURFACES
+from shared.link.session import Hello
+from shared.settings import Settings, SettingsError
+from shared.state import StateDir
+from shared.ticker import Ticker
+
+# What OpenAI's SDKs send from a browser (clients §1), and our own.
+_REQUEST_HEADERS = (
+    "Authorization", "Content-Type", "Accept", "X-API-Key", "X-Request-Id", "Idempotency-Key", "Last-Event-ID",
+    "OpenAI-Organization", "OpenAI-Project", "OpenAI-Beta",
+    *(f"X-Stainless-{name}" for name in (
+        "Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Retry-Count", "Timeout",
+        "Helper-Method", "Poll-Helper", "Async", "Read-Timeout", "Raw-Response", "Custom-Poll-Interval",
+    )),
+)  # fmt: skip
+_EXPOSED_HEADERS = (
+    "X-Request-Id", "Retry-After", "x-should-retry", "Hearthlink-Chat-Id", "Hearthlink-Dropped-Params",
+    *(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")),
+)  # fmt: skip
+_PREFLIGHT_SECONDS = 7200  # Chrome's own upper bound
+_USAGE_WITHIN = 60.0  # seconds past a request's deadline after which its reservation counts as abandoned
+
+AuditSink = Callable[[Mapping[str, Any]], None]
+
+
+# Keys that a reload applies; everything else is bound at the start.
+_RELOADABLE = (
+    "plans.",
+    "edge.allowed_origins",
+    "edge.anonymous",
+    "edge.anonymous_raw_models",
+    "edge.trusted_proxies",
+    "edge.max_body",
+    "edge.request_timeout",
+    "edge.token_lifetime",
+    "edge.signing_keys",
+)
+
+
+@dataclass(slots=True)
+class Edge:
+    """An edge that serves. ``drain`` before leaving the block that made it, or running answers are cut."""
+
+    settings: Settings
+    services: Services
+    audit: Audit
+    state: StateDir
+    app: App
+    public: Listener
+    ops: Listener
+    drain_timeout: float
+
+    def reload(self) -> None:
+        """Read the settings again and apply what can change while it runs; a mistake keeps the old ones and is
+        logged."""
+        try:
+            settings = self.settings.reread()
+            plans = plans_from(settings.plans)
+        except (SettingsError, ValueError) as error:
+            logger.error("the settings stay as they were: {}", error)
+            return
+        changed = self.settings.changed(settings)
+        later = [key for key in changed if key.startswith(("edge.", "logs.")) and not key.startswith(_RELOADABLE)]
+        services, self.settings = self.services, settings
+        services.policy = _policy(settings)
+        services.plans = plans
+        services.tokens = _tokens(settings, self.state)
+        services.addresses = ClientAddress(settings.edge.trusted_proxies)
+        self.app = create_app(services, self.audit)
+        logger.info("reloaded {}", ", ".join(key for key in changed if key not in later) or "nothing new")
+        if later:
+            logger.warning("restart the edge for {}", ", ".join(later))
+
+    async def drain(self) -> None:
+        self.services.draining = True
+        await self.services.chats.drain(self.drain_timeout)
+
+
+@asynccontextmanager
+async def run_edge(settings: Settings, audit_sink: AuditSink) -> AsyncIterator[Edge]:
+    """Open the store, dial the nodes and serve until the block is left; everything is closed then. Raises CannotListen,
+    StateError or StoreError with a sentence for the person who starts it."""
+    configured = settings.edge
+    state = StateDir(settings.state)
+    store = SQLiteStore(
+        state.database,
+        requests_per_minute_per_ip=configured.requests_per_minute_per_ip,
+        abandoned_after=configured.request_timeout + _USAGE_WITHIN,
+    )
+    await store.open()
+    ticker = Ticker()
+    try:
+        services = _services(settings, state, store)
+        audit = Audit(audit_sink, services.metrics)
+        ticker.add(audit.tick)
+        ticker.add(services.chats.tick)
+        public = Listener("public", *split_listen(configured.listen))
+        ops = Listener("ops", *split_listen(configured.ops_listen))
+        limits = Limits(header_timeout=configured.header_timeout, body_timeout=configured.body_timeout)
+        running = [asyncio.create_task(work) for work in (ticker.run(), services.upstreams.run())]
+        try:
+            app = create_app(services, audit)
+            edge = Edge(settings, services, audit, state, app, public, ops, configured.drain_timeout)
+
+            async def current(scope: Scope, receive: Receive, send: Send) -> None:
+                await edge.app(scope, receive, send)
+
+            async with serving(current, [public, ops], limits, ticker) as (edge.public, edge.ops):
+                yield edge
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+    finally:
+        await store.close()
+
+
+def _services(settings: Settings, state: StateDir, store: SQLiteStore) -> Services:
+    configured = settings.edge
+    upstreams = [
+        Address(
+            name=name,
+            url=upstream.url,
+            token=upstream.token.get_secret_value() if upstream.token is not None else state.node_token(),
+            priority=upstream.priority,
+            links=upstream.links,
+        )
+        for name, upstream in configured.upstreams.items()
+    ]
+    hello = Hello(link_id(store.pseudonym_key, "edge group"), secrets.token_hex(8), __version__)
+    services = Services(
+        policy=_policy(settings),
+        plans=plans_from(settings.plans),
+        tokens=_tokens(settings, state),
+        store=store,
+        addresses=ClientAddress(configured.trusted_proxies),
+        upstreams=Upstreams(Upstream(address, hello) for address in upstreams),
+        chats=Chats(configured.heartbeat, configured.slow_reader_timeout),
+        metrics=Metrics(),
+        pseudonym_key=store.pseudonym_key,
+    )
+    services.metrics.gauge("running", "Chats running", lambda: len(services.chats))
+    services.metrics.gauge("ready", "1 when a chat could be answered", lambda: services.upstreams.ready)
+    return services
+
+
+def _policy(settings: Settings) -> Policy:
+    configured = settings.edge
+    return Policy(
+        allowed_origins=frozenset(configured.allowed_origins),
+        require_authentication=configured.require_authentication,
+        anonymous=configured.anonymous,
+        anonymous_raw_models=configured.anonymous_raw_models,
+        max_body=configured.max_body,
+        request_timeout=configured.request_timeout,
+    )
+
+
+def _tokens(settings: Settings, state: StateDir) -> Tokens:
+    keys = [key.get_secret_value() for key in settings.edge.signing_keys] or state.signing_keys()
+    return Tokens(keys, settings.edge.token_lifetime)
+
+
+def create_app(edge: Services, audit: Audit) -> App:
+    """The routes of design §3.5 that this version has, behind id, CORS and envelope."""
+    tokens, lists, health = TokenRoutes(edge), ListRoutes(edge), HealthRoutes(edge)
+    stop = StopRoute(edge)
+    routes = [
+        *(Route(surface.path, ChatEndpoint(surface, edge), methods=["POST"]) for surface in SURFACES.values()),
+        Route("/v1/token", tokens.mint, methods=["POST"]),
+        Route("/v1/token", tokens.revoke, methods=["DELETE"]),
+        Route("/v1/me", tokens.me),
+        Route("/v1/chat/types", lists.chat_types),
+        Route("/v1/chat/{id}", stop.stop, methods=["DELETE"]),
+        Route("/v1/models", lists.models),
+        Route("/v1/models/{id:path}", lists.model),
+        Route("/healthz", health.healthz),
+        Route("/health", health.health),
+        Route("/livez", health.livez),
+        Route("/readyz", health.readyz),
+        Route("/metrics", health.metrics),
+    ]
+    envelope = Envelope(Router(routes))
+    envelope.state.limiter = tokens.limiter
+    cors = CORSMiddleware(
+        envelope,
+        allow_origins=sorted(edge.policy.allowed_origins),
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=_REQUEST_HEADERS,
+        expose_headers=_EXPOSED_HEADERS,
+        max_age=_PREFLIGHT_SECONDS,
+    )
+    return Front(cors, audit.finished)

@@ -1,0 +1,96 @@
+"""The chats that run through this edge now: for stopping, for the drain, and for the clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shared.contract.errors import ApiError
+from shared.interrupt import Interrupt
+from shared.link.session import Session
+from shared.link.streams import Reply
+
+# An SSE comment: readers ignore it, proxies see traffic. With its blank line, because naive readers split on that.
+HEARTBEAT = b":\n\n"
+# Seconds a drain gives the last streams to write their final error.
+_ENDING_WITHIN = 2.0
+
+
+@dataclass(slots=True)
+class Chat:
+    """One running chat. ``writing_since`` is loop time while a write waits for the caller, else None; ``heard_at`` is
+    when the caller last got a byte. ``principal`` is the owner's id at the node."""
+
+    id: str
+    principal: str
+    session: Session
+    reply: Reply
+    interrupt: Interrupt
+    streaming: bool
+    revoked: Callable[[], bool]
+    drop: Callable[[], None]
+    heard_at: float
+    writing_since: float | None = None
+    started: bool = False
+
+
+class Chats:
+    """``tick`` belongs in the process's ticker. Times in seconds."""
+
+    def __init__(self, heartbeat: float, slow_reader: float) -> None:
+        self._heartbeat = heartbeat
+        self._slow_reader = slow_reader
+        self._running: dict[str, Chat] = {}
+        self._empty: asyncio.Event | None = None  # made when a drain begins to wait
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def add(self, chat: Chat) -> None:
+        self._running[chat.id] = chat
+
+    def remove(self, chat: Chat) -> None:
+        self._running.pop(chat.id, None)
+        if not self._running and self._empty is not None:
+            self._empty.set()
+
+    def get(self, chat_id: str, principal: str) -> Chat | None:
+        """The chat when it runs here and is the caller's own."""
+        chat = self._running.get(chat_id)
+        return chat if chat is not None and chat.principal == principal else None
+
+    def tick(self, now: float) -> None:
+        """Drop readers that are stuck, end what a revoked credential started, keep silent streams alive."""
+        for chat in list(self._running.values()):
+            if chat.writing_since is not None:
+                if now - chat.writing_since > self._slow_reader:
+                    chat.interrupt.end_with(
+                        ApiError("slow_consumer", "The answer was not read; the connection was dropped.")
+                    )
+                    chat.drop()
+            elif chat.revoked():
+                chat.interrupt.end_with(ApiError("token_revoked", "The credential was revoked."))
+            elif chat.streaming and chat.started and now - chat.heard_at >= self._heartbeat:
+                chat.reply.inject(HEARTBEAT)
+
+    async def drain(self, seconds: float) -> None:
+        """Let the running chats finish for ``seconds``, then end them with ``server_draining``."""
+        if await self._empty_within(seconds):
+            return
+        for chat in list(self._running.values()):
+            chat.interrupt.end_with(
+                ApiError("server_draining", "The server is restarting. Please ask again in a moment.")
+            )
+        await self._empty_within(_ENDING_WITHIN)
+
+    async def _empty_within(self, seconds: float) -> bool:
+        self._empty = asyncio.Event()
+        if not self._running:
+            return True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True
