@@ -1,0 +1,209 @@
+"""What is measured, each started whole: nothing in between, two nginx hops, the Hearthlink pair, LiteLLM."""
+
+from __future__ import annotations
+
+import getpass
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.processes import BenchError, Cpus, Process, free_port
+from edge.store import keys
+from shared.state import StateDir
+
+CHAT = "/v1/chat/completions"
+UPSTREAM = "upstream"
+
+_NGINX = """\
+user {user};
+worker_processes 1;
+daemon off;
+pid {folder}/{name}.pid;
+error_log stderr crit;
+worker_rlimit_nofile 16384;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/{name}-body;
+  proxy_temp_path {folder}/{name}-proxy;
+  keepalive_timeout 600s;
+  keepalive_requests 10000000;
+  upstream next {{ server 127.0.0.1:{upstream}; keepalive 4096; keepalive_requests 10000000; }}
+  server {{
+    listen 127.0.0.1:{port} backlog=4096;
+    location / {{
+      proxy_pass http://next;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_buffering off;
+      proxy_read_timeout 600s;
+    }}
+  }}
+}}
+"""
+
+_LITELLM = """\
+model_list:
+  - model_name: bench
+    litellm_params:
+      model: openai/bench
+      api_base: http://127.0.0.1:{upstream}/v1
+      api_key: none
+litellm_settings:
+  telemetry: false
+  drop_params: false
+"""
+
+_LITELLM_KEY = "sk-bench"
+
+# Limits that are counted at every request and never reached; the per-address one too, since it is all one client.
+_PLAN = """\
+[plans.bench]
+requests_per_minute = 1000000
+streams = 1000000
+tokens_per_day = 1000000000000
+tokens_per_request = 1000000
+models = ["*"]
+chat_types = ["*"]
+scopes = ["chat"]
+
+[plans.refused]
+requests_per_minute = 1
+streams = 1000000
+models = ["*"]
+chat_types = ["*"]
+scopes = ["chat"]
+
+[edge]
+requests_per_minute_per_ip = 1000000
+
+[node]
+slots = 4096
+"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that answers chat completions at ``url``; ``processes`` by the name their figures get."""
+
+    name: str
+    url: str
+    headers: dict[str, str] = field(default_factory=dict)
+    processes: dict[str, Process] = field(default_factory=dict)
+    # Credentials for requests that must be refused: over the rate, and not known.
+    limited: dict[str, str] | None = None
+    unknown: dict[str, str] | None = None
+
+    def pids(self) -> dict[str, list[int]]:
+        return {name: process.pids for name, process in self.processes.items()}
+
+
+@contextmanager
+def upstream(folder: Path, cpus: Cpus) -> Iterator[tuple[int, int]]:
+    """The paced runtime; gives its port and process id."""
+    port = free_port()
+    with Process(UPSTREAM, [sys.executable, "-m", "bench.upstream", str(port)], folder, cpus.load) as process:
+        process.wait_ready(f"http://127.0.0.1:{port}/health")
+        yield port, process.pid
+
+
+def direct(upstream_port: int) -> Target:
+    """No hop: what the generator and the upstream cost themselves."""
+    return Target("direct", f"http://127.0.0.1:{upstream_port}{CHAT}")
+
+
+@contextmanager
+def nginx_pair(folder: Path, cpus: Cpus, upstream_port: int) -> Iterator[Target]:
+    """Two nginx, one worker each, the first in front of the second."""
+    with _nginx("nginx-2", folder, cpus, upstream_port) as (second, second_port):  # noqa: SIM117
+        with _nginx("nginx-1", folder, cpus, second_port) as (first, port):
+            yield Target("nginx", f"http://127.0.0.1:{port}{CHAT}", {}, {"edge": first, "node": second})
+
+
+@contextmanager
+def _nginx(name: str, folder: Path, cpus: Cpus, upstream_port: int) -> Iterator[tuple[Process, int]]:
+    binary = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
+    if binary is None:
+        raise BenchError("nginx is not installed. On Debian: apt-get install -y nginx-light")
+    port = free_port()
+    config = folder / f"{name}.conf"
+    values = {"user": getpass.getuser(), "folder": folder, "name": name, "port": port, "upstream": upstream_port}
+    config.write_text(_NGINX.format(**values))
+    with Process(name, [binary, "-p", str(folder), "-c", str(config)], folder, cpus.measured) as process:
+        process.wait_ready(f"http://127.0.0.1:{port}/health")
+        yield process, port
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Ports, folder and environment of one Hearthlink pair; its processes are started one by one."""
+
+    folder: Path
+    cpus: Cpus
+    environment: dict[str, str]
+    edge_port: int
+    node_port: int
+
+    @classmethod
+    def prepare(cls, folder: Path, cpus: Cpus, runtime_url: str) -> Pair:
+        edge, ops, node = free_port(), free_port(), free_port()
+        config = folder / "hearthlink.toml"
+        config.write_text(_PLAN)
+        environment = {
+            "HEARTHLINK_CONFIG": str(config),
+            "HEARTHLINK_STATE": str(folder / "state"),
+            "HEARTHLINK_LOGS__FORMAT": "json",
+            "HEARTHLINK_EDGE__LISTEN": f"127.0.0.1:{edge}",
+            "HEARTHLINK_EDGE__OPS_LISTEN": f"127.0.0.1:{ops}",
+            "HEARTHLINK_EDGE__UPSTREAMS__DEFAULT__URL": f"ws://127.0.0.1:{node}/link",
+            "HEARTHLINK_NODE__LISTEN": f"127.0.0.1:{node}",
+            "HEARTHLINK_NODE__RUNTIME__KIND": "openai",
+            "HEARTHLINK_NODE__RUNTIME__URL": runtime_url,
+        }
+        return cls(folder, cpus, environment, edge, node)
+
+    def start(self, name: str) -> Process:
+        """``edge`` or ``node``, as a process that the caller ends."""
+        return Process(name, [sys.executable, "-m", name], self.folder, self.cpus.measured, self.environment)
+
+    def edge_url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.edge_port}{path}"
+
+    def key(self, plan: str) -> dict[str, str]:
+        """The Authorization header of a new API key with ``plan``."""
+        state = StateDir(self.folder / "state")
+        with closing(keys.open_for_admin(state.database)) as connection:
+            return {"Authorization": f"Bearer {keys.create(connection, plan, plan, ['chat'])}"}
+
+
+@contextmanager
+def hearthlink_pair(folder: Path, cpus: Cpus, runtime_url: str) -> Iterator[Target]:
+    """Edge and node with everything on: key, rates, quota, audit log, metrics."""
+    pair = Pair.prepare(folder, cpus, runtime_url)
+    known, limited = pair.key("bench"), pair.key("refused")
+    with pair.start("node") as node, pair.start("edge") as edge:
+        node.wait_ready(f"http://127.0.0.1:{pair.node_port}/livez")
+        edge.wait_ready(pair.edge_url("/healthz"))
+        unknown = {"Authorization": "Bearer hlk_" + "0" * 12 + "_" + "A" * 43}
+        processes = {"edge": edge, "node": node}
+        yield Target("hearthlink", pair.edge_url(CHAT), known, processes, limited, unknown)
+
+
+@contextmanager
+def litellm(folder: Path, cpus: Cpus, upstream_port: int, venv: Path) -> Iterator[Target]:
+    """LiteLLM's proxy as shipped: one worker, one hop, its master key asked for."""
+    port = free_port()
+    config = folder / "litellm.yaml"
+    config.write_text(_LITELLM.format(upstream=upstream_port))
+    binary = venv / "bin" / "litellm"
+    if not binary.exists():
+        raise BenchError(f"{binary} does not exist. Make it: uv venv {venv} && uv pip install 'litellm[proxy]'")
+    command = [str(binary), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+    environment = {"LITELLM_LOG": "ERROR", "LITELLM_MASTER_KEY": _LITELLM_KEY}
+    with Process("litellm", command, folder, cpus.measured, environment) as process:
+        process.wait_ready(f"http://127.0.0.1:{port}/health/liveliness", 120)
+        headers = {"Authorization": f"Bearer {_LITELLM_KEY}"}
+        yield Target("litellm", f"http://127.0.0.1:{port}{CHAT}", headers, {"litellm": process})
