@@ -4,6 +4,7 @@ silent."""
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ class Upstream:
             )
         except (aiohttp.ClientError, OSError) as error:
             cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-            what = cause.strerror or type(cause).__name__ if isinstance(cause, OSError) else type(cause).__name__
+            what = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else type(cause).__name__
             setting = f"edge.upstreams.{self.name}.url"
             self._unreachable(
                 f"cannot reach the node at {url} ({what}). Start `hearthlink node` there or correct {setting}."

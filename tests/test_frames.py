@@ -212,6 +212,25 @@ def test_any_open_head_is_a_call_or_a_typed_error(wrong: dict[str, Any]) -> None
         assert math.isfinite(call.deadline)
 
 
+@pytest.mark.parametrize("name", ["deadline_ms", "max_tokens"])
+@pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan, "soon", [], {}])
+def test_a_number_that_is_none_is_a_frame_error(name: str, wrong: Any) -> None:
+    with pytest.raises(FrameError):
+        Call.from_wire({**HEAD, name: wrong}, b"", now=0.0)
+
+
+@pytest.mark.parametrize("wrong", [10**400, None])
+def test_a_deadline_beyond_time_is_a_frame_error(wrong: Any) -> None:
+    with pytest.raises(FrameError):
+        Call.from_wire({**HEAD, "deadline_ms": wrong}, b"", now=0.0)
+
+
+@pytest.mark.parametrize("surface", [[], {}, 5, None, ""])
+def test_a_surface_that_is_no_name_is_not_supported(surface: Any) -> None:
+    with pytest.raises(ApiError):
+        Call.from_wire({**HEAD, "surface": surface}, b"", now=0.0)
+
+
 def test_a_surface_of_a_newer_edge_is_not_supported() -> None:
     with pytest.raises(ApiError) as refused:
         Call.from_wire({**HEAD, "surface": "telepathy"}, b"", now=0.0)
@@ -238,6 +257,13 @@ def test_any_error_frame_is_an_error_that_can_be_shown(wire: dict[str, Any]) -> 
     for name, value in error.headers():
         assert name.isascii()
         assert b"\n" not in value
+
+
+@pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan, 10**400, -1, "3", [], 86_401])
+def test_a_retry_after_that_cannot_be_is_left_out(wrong: Any) -> None:
+    error = ApiError.from_wire({"code": "rate_limited", "message": "Wait.", "retry_after": wrong})
+    assert error.retry_after is None
+    assert error.headers() == []
 
 
 @pytest.mark.parametrize("code", CODES)

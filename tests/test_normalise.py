@@ -145,6 +145,16 @@ def test_each_dialect_keeps_its_text_over_every_split(dialect: Dialect) -> None:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_empty_pieces_come_out_the_same_over_every_split(dialect: Dialect) -> None:
+    stream = dialect.stream(["", "a", "", "", "b", ""])
+    once = say([stream])
+    assert (once.error, once.texts()) == (None, "ab")
+    for slices in each_split(stream):
+        said = say(slices)
+        assert (said.notes, said.data) == (once.notes, once.data)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
 def test_each_dialect_comes_out_as_one_form(dialect: Dialect) -> None:
     said = say([dialect.stream(TEXTS)])
     role, *parts, last, counted = said.chunks

@@ -31,10 +31,9 @@ LOST_AFTER = 12.0
 HELLO_WITHIN = 5.0
 _OPEN_PINGS_AFTER = 1.0
 _TICK = 1.0
-# Frames that may wait to be sent: the link's own, and a stream's (its credit in events of 32 bytes, which no event is
-# under). More means a peer that sends and never reads.
+# Frames that may wait to be sent beside those of running streams, which their credit bounds. More means a peer that
+# sends and never reads.
 _MAX_WAITING = 1 << 16
-_MAX_WAITING_PER_STREAM = 1 << 13
 
 CLOSE_GOING_AWAY = 1001
 CLOSE_PROTOCOL_ERROR = 1002
@@ -245,8 +244,14 @@ class Session:
                         return closed
             except FrameError as error:
                 return LinkClosed(f"the other side broke the protocol: {error}", CLOSE_PROTOCOL_ERROR)
-            if len(self._control) + len(self._content) > _MAX_WAITING + _MAX_WAITING_PER_STREAM * len(self._serving):
+            if self._swamped():
                 return LinkClosed("the other side sends but does not read", CLOSE_DENIED)
+
+    def _swamped(self) -> bool:
+        waiting = len(self._control) + len(self._content)
+        if waiting <= _MAX_WAITING:
+            return False
+        return waiting - sum(stream in self._serving for stream, _ in self._content) > _MAX_WAITING
 
     def _take(self, stream: int, kind: int, payload: bytes) -> LinkClosed | None:
         reply = self._replies.get(stream)

@@ -1,0 +1,107 @@
+"""Who is let in to the node's /link, and what happens to a client that is in and breaks the protocol (design §3.8)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import struct
+from typing import Any
+
+import aiohttp
+import pytest
+
+from shared.link import SUBPROTOCOL, frames
+from shared.link.frames import Kind, pack, pack_json
+from tests.link_client import HELLO, closing_code, dial, token_of
+from tests.linked import EDGE_HELLO
+from tests.pair import Pair
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code"),
+    [
+        ({"headers": {"Origin": "http://127.0.0.1"}}, 403, "origin_not_allowed"),
+        ({"headers": {"Origin": "null"}, "token": "hln_wrong"}, 403, "origin_not_allowed"),
+        ({"headers": {"Host": "rebound.test"}}, 403, "address_not_allowed"),
+        ({"headers": {"Host": "rebound.test:8001"}, "token": "hln_wrong"}, 403, "address_not_allowed"),
+        ({"token": "hln_wrong"}, 401, "invalid_token"),
+        ({"headers": {"Authorization": "Basic aGk6aGk="}}, 401, "invalid_token"),
+        ({"headers": {"Authorization": ""}}, 401, "invalid_token"),
+        ({"headers": {"Authorization": None}}, 401, "missing_token"),
+        ({"protocols": ()}, 400, "invalid_request"),
+        ({"protocols": ("hearthlink.v2",)}, 400, "invalid_request"),
+    ],
+)  # fmt: skip
+async def test_who_is_not_admitted_to_link_gets_the_envelope(
+    shared_pair: Pair, changes: dict[str, Any], status: int, code: str
+) -> None:
+    options = {"token": token_of(shared_pair), "protocols": (SUBPROTOCOL,), **changes}
+    handshake = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Authorization": f"Bearer {options['token']}",
+        **({"Sec-WebSocket-Protocol": ", ".join(options["protocols"])} if options["protocols"] else {}),
+        **options.get("headers", {}),
+    }
+    sent = {name: value for name, value in handshake.items() if value is not None}
+    url = f"http://127.0.0.1:{shared_pair.node.listener.port}/link"
+    async with shared_pair.client.get(url, headers=sent) as response:
+        assert response.status == status
+        body = await response.json()
+        assert body["error"]["code"] == code
+        assert body["request_id"] == response.headers["x-request-id"]
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert "hln_wrong" not in json.dumps(body)
+    assert len(shared_pair.node.link.sessions) == 1
+
+
+@pytest.mark.parametrize(
+    ("messages", "code"),
+    [
+        ([b"\0"], 1002),
+        ([b"\xff" * 5000], 1002),
+        ([HELLO, b"\xff" * 5000], 1002),
+        ([HELLO, b""], 1002),
+        ([HELLO, pack(1, Kind.OPEN, b"\xff" * 100)], 1002),
+        ([HELLO, pack(1, Kind.OPEN, b"\0\0\0\x02[]")], 1002),
+        ([HELLO, pack_json(0, Kind.SNAPSHOT, {})], 1002),
+        ([HELLO, HELLO], 1002),
+        ([HELLO, pack(0, Kind.PING, b"{}") * 100_000], 1002),
+        ([pack_json(0, Kind.HELLO, {**EDGE_HELLO.to_wire(), "protocol": 2})], 4400),
+        (["text"], 1002),
+    ],
+)  # fmt: skip
+async def test_a_client_that_breaks_the_protocol_loses_its_own_link(
+    shared_pair: Pair, messages: list[Any], code: int
+) -> None:
+    async with dial(shared_pair) as socket:
+        with contextlib.suppress(ConnectionError):  # closed before the last byte was written
+            for message in messages:
+                await (socket.send_str(message) if isinstance(message, str) else socket.send_bytes(message))
+        assert await closing_code(socket) == code
+    await wait_until(lambda: len(shared_pair.node.link.sessions) == 1, 3)
+    assert shared_pair.edge.services.upstreams.ready
+
+
+async def test_a_message_that_is_too_long_is_refused_by_its_header(shared_pair: Pair) -> None:
+    async with dial(shared_pair) as socket:
+        await socket.send_bytes(HELLO)
+        # A masked binary message that promises one byte too much, and not a byte of it.
+        socket._writer.transport.write(struct.pack("!BBQ", 0x82, 0xFF, frames.MAX_WIRE_BYTES + 1) + bytes(4))
+        assert await closing_code(socket) == 1009
+
+
+async def test_another_version_is_told_which_side_to_upgrade(shared_pair: Pair) -> None:
+    async with dial(shared_pair) as socket:
+        await socket.send_bytes(pack_json(0, Kind.HELLO, {**EDGE_HELLO.to_wire(), "protocol": 2}))
+        async with asyncio.timeout(3):
+            while (message := await socket.receive()).type is aiohttp.WSMsgType.BINARY:
+                pass
+        assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 4400)
+        assert "upgrade Hearthlink on this side" in str(message.extra)
