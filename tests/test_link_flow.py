@@ -250,7 +250,7 @@ async def test_control_goes_before_content() -> None:
         assert isinstance(transport, MemoryTransport)
         transport.gate.clear()
         replies = [link.edge.open(call()) for _ in range(5)]
-        await wait_until(lambda: len(link.node._content) >= 20)
+        await wait_until(lambda: len(link.node._outbox._content) >= 20)
         link.node.send_snapshot({"seq": 1})
         before = len(transport.sent)
         transport.gate.set()
@@ -277,9 +277,9 @@ async def test_streams_take_turns_when_much_is_waiting() -> None:
         await read_all(first)
         transport.gate.clear()
         long = [link.edge.open(call(b"250")) for _ in range(3)]
-        await wait_until(lambda: link.node.streams == 0 and len(link.node._content) > 400)
+        await wait_until(lambda: link.node.streams == 0 and len(link.node._outbox._content) > 400)
         short = link.edge.open(call(b"3"))
-        await wait_until(lambda: any(stream == short.stream for stream, _ in link.node._content))
+        await wait_until(lambda: any(stream == short.stream for stream, _ in link.node._outbox._content))
         before = len(transport.sent)
         transport.gate.set()
         assert await asyncio.wait_for(read_all(short), 2) == event(1000) * 3
@@ -306,8 +306,8 @@ def test_messages_are_bounded_and_keep_each_streams_order(writes: list[tuple[int
             for stream, frame in frames_in:
                 node._send_content(stream, frame)
             messages = []
-            while node._content:
-                messages.append(node._next_message())
+            while node._outbox:
+                messages.append(node._outbox.next_message())
             assert all(len(message) <= frames.MAX_MESSAGE_BYTES for message in messages)
             out = [frame for message in messages for frame in unpack(message)]
             for stream in range(1, 5):

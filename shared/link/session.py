@@ -1,16 +1,13 @@
 """One live link: frames over any message transport, the same code on both sides.
 
-``run()`` reads until the link ends. A second task writes: frames collect while the loop runs one tick and leave
-together. Control frames go first; the content of several streams takes turns once more than one message is waiting.
-The edge opens streams (``open``); the node serves them (``serve``), one task each. Whoever runs the session owns it;
-when ``run`` returns or is cancelled, the transport is closed, every Reply has failed and every serving task has been
-cancelled and awaited.
+``run()`` reads until the link ends; a second task writes what the outbox holds. The edge opens streams (``open``), the
+node serves them (``serve``), one task each. Whoever runs the session owns it; when ``run`` returns or is cancelled, the
+transport is closed, every Reply has failed and every serving task has been cancelled and awaited.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,6 +19,7 @@ from shared.contract.errors import ApiError
 from shared.link import PROTOCOL_VERSION, frames
 from shared.link.call import Call, End, Outlet
 from shared.link.frames import FrameError, Kind
+from shared.link.outbox import Outbox
 from shared.link.streams import Reply, Responder
 
 # Seconds, all from design §3.4 and §3.8.
@@ -105,10 +103,7 @@ class Session:
         self._on_snapshot = on_snapshot
         self._loop = asyncio.get_running_loop()
         self._clock = self._loop.time
-        self._control: deque[bytes] = deque()
-        self._content: deque[tuple[int, bytes]] = deque()
-        self._something = asyncio.Event()
-        self._awake = False  # the writer has been woken and has not run yet
+        self._outbox = Outbox()
         self._replies: dict[int, Reply] = {}
         self._serving: dict[int, tuple[asyncio.Task[None], Responder]] = {}
         self._stops: dict[tuple[str, str], asyncio.Future[bool]] = {}
@@ -179,7 +174,7 @@ class Session:
     async def drained(self) -> None:
         """Wait until no stream runs here and everything written has left. The caller sets the deadline."""
         # At shutdown only; an Event would cost every stream something.
-        while self._serving or self._replies or self._control or self._content:  # noqa: ASYNC110
+        while self._serving or self._replies or self._outbox:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
     def fail_streams(self, error: ApiError) -> None:
@@ -248,10 +243,7 @@ class Session:
                 return LinkClosed("the other side sends but does not read", CLOSE_DENIED)
 
     def _swamped(self) -> bool:
-        waiting = len(self._control) + len(self._content)
-        if waiting <= _MAX_WAITING:
-            return False
-        return waiting - sum(stream in self._serving for stream, _ in self._content) > _MAX_WAITING
+        return len(self._outbox) > _MAX_WAITING and self._outbox.waiting(but=self._serving) > _MAX_WAITING
 
     def _take(self, stream: int, kind: int, payload: bytes) -> LinkClosed | None:
         reply = self._replies.get(stream)
@@ -390,63 +382,20 @@ class Session:
 
     def _send_control(self, frame: bytes) -> None:
         if not self.closed:
-            self._control.append(frame)
-            if not self._awake:
-                self._awake = True
-                self._something.set()
+            self._outbox.put_control(frame)
 
     def _send_content(self, stream: int, frame: bytes) -> None:
         if not self.closed:
-            self._content.append((stream, frame))
-            if not self._awake:
-                self._awake = True
-                self._something.set()
+            self._outbox.put_content(stream, frame)
 
     async def _write(self) -> LinkClosed:
         while True:
-            await self._something.wait()
-            self._something.clear()
-            self._awake = False
-            while self._control or self._content:
+            await self._outbox.filled()
+            while self._outbox:
                 try:
-                    await self._transport.send(self._next_message())
+                    await self._transport.send(self._outbox.next_message())
                 except Exception as error:
                     return LinkClosed(f"writing failed ({type(error).__name__})")
-
-    def _next_message(self) -> bytes:
-        if self._control:
-            return _fill(self._control)
-        if sum(len(frame) for _, frame in self._content) > frames.MAX_MESSAGE_BYTES:
-            return self._take_turns()
-        message = b"".join([frame for _, frame in self._content])
-        self._content.clear()
-        return message
-
-    def _take_turns(self) -> bytes:
-        """One message of frames, a frame per stream in turn, so that a long answer delays none of the others."""
-        lanes: dict[int, deque[bytes]] = {}
-        for stream, frame in self._content:
-            lanes.setdefault(stream, deque()).append(frame)
-        turns: deque[tuple[int, bytes]] = deque()
-        while lanes:
-            for stream in list(lanes):
-                turns.append((stream, lanes[stream].popleft()))
-                if not lanes[stream]:
-                    del lanes[stream]
-        ready = deque(frame for _, frame in turns)
-        message = _fill(ready)
-        self._content = deque(list(turns)[len(turns) - len(ready) :])
-        return message
-
-
-def _fill(ready: deque[bytes]) -> bytes:
-    """Take frames from the front for one message: as many as fit, at least one."""
-    taken = [ready.popleft()]
-    size = len(taken[0])
-    while ready and size + len(ready[0]) <= frames.MAX_MESSAGE_BYTES:
-        size += len(ready[0])
-        taken.append(ready.popleft())
-    return b"".join(taken)
 
 
 def _reason_of(task: asyncio.Task[LinkClosed]) -> LinkClosed:
