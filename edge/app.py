@@ -11,7 +11,7 @@ from typing import Any
 
 from loguru import logger
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Route, Router
+from starlette.routing import Route, Router, WebSocketRoute
 
 from edge.api.audit import Audit
 from edge.api.chat import ChatEndpoint
@@ -30,14 +30,14 @@ from edge.tokens import Tokens
 from edge.upstreams import Address, Upstream, Upstreams
 from shared import __version__
 from shared.addresses import split_listen
-from shared.asgi.front import Envelope, Front
+from shared.asgi.front import Envelope, Front, no_websocket
 from shared.asgi.protocol import Limits
 from shared.asgi.server import Listener, serving
 from shared.asgi.types import App, Receive, Scope, Send
 from shared.contract.surface import SURFACES
 from shared.link.session import Hello
 from shared.settings import Settings, SettingsError
-from shared.state import StateDir
+from shared.state import StateDir, StateError
 from shared.ticker import Ticker
 
 # What OpenAI's SDKs send from a browser (clients §1), and our own.
@@ -92,15 +92,16 @@ class Edge:
         try:
             settings = self.settings.reread()
             plans = plans_from(settings.plans)
-        except (SettingsError, ValueError) as error:
+            tokens = _tokens(settings, self.state)
+        except (SettingsError, StateError, ValueError) as error:
             logger.error("the settings stay as they were: {}", error)
             return
-        changed = self.settings.changed(settings)
-        later = [key for key in changed if key.startswith(("edge.", "logs.")) and not key.startswith(_RELOADABLE)]
+        changed = [key for key in self.settings.changed(settings) if key.startswith(("edge.", "plans.", "logs."))]
+        later = [key for key in changed if not key.startswith(_RELOADABLE)]
         services, self.settings = self.services, settings
         services.policy = _policy(settings)
         services.plans = plans
-        services.tokens = _tokens(settings, self.state)
+        services.tokens = tokens
         services.addresses = ClientAddress(settings.edge.trusted_proxies)
         self.app = create_app(services, self.audit)
         logger.info("reloaded {}", ", ".join(key for key in changed if key not in later) or "nothing new")
@@ -215,6 +216,7 @@ def create_app(edge: Services, audit: Audit) -> App:
         Route("/livez", health.livez),
         Route("/readyz", health.readyz),
         Route("/metrics", health.metrics),
+        WebSocketRoute("/{path:path}", no_websocket),
     ]
     envelope = Envelope(Router(routes))
     envelope.state.limiter = tokens.limiter

@@ -13,6 +13,8 @@ from shared.link.streams import Reply
 
 # An SSE comment: readers ignore it, proxies see traffic. With its blank line, because naive readers split on that.
 HEARTBEAT = b":\n\n"
+# Seconds after a chat's deadline at which the edge ends it itself: the node, which has the same deadline, says more.
+_NODE_ENDS_FIRST = 3.0
 # Seconds a drain gives the last streams to write their final error.
 _ENDING_WITHIN = 2.0
 
@@ -30,9 +32,15 @@ class Chat:
     streaming: bool
     revoked: Callable[[], bool]
     drop: Callable[[], None]
+    deadline: float
     heard_at: float
     writing_since: float | None = None
     started: bool = False
+
+
+def _too_late(chat: Chat) -> ApiError:
+    code = "upstream_stalled" if chat.started else "first_token_timeout"
+    return ApiError(code, "The answer took longer than this edge allows. Ask for a shorter one.")
 
 
 class Chats:
@@ -69,19 +77,23 @@ class Chats:
                         ApiError("slow_consumer", "The answer was not read; the connection was dropped.")
                     )
                     chat.drop()
+            elif now > chat.deadline + _NODE_ENDS_FIRST:
+                chat.interrupt.end_with(_too_late(chat))
             elif chat.revoked():
                 chat.interrupt.end_with(ApiError("token_revoked", "The credential was revoked."))
             elif chat.streaming and chat.started and now - chat.heard_at >= self._heartbeat:
                 chat.reply.inject(HEARTBEAT)
 
     async def drain(self, seconds: float) -> None:
-        """Let the running chats finish for ``seconds``, then end them with ``server_draining``."""
-        if await self._empty_within(seconds):
-            return
-        for chat in list(self._running.values()):
-            chat.interrupt.end_with(
-                ApiError("server_draining", "The server is restarting. Please ask again in a moment.")
-            )
+        """Let the running chats finish for ``seconds``, then, or when cancelled, end them with ``server_draining``."""
+        try:
+            if await self._empty_within(seconds):
+                return
+        finally:
+            for chat in list(self._running.values()):
+                chat.interrupt.end_with(
+                    ApiError("server_draining", "The server is restarting. Please ask again in a moment.")
+                )
         await self._empty_within(_ENDING_WITHIN)
 
     async def _empty_within(self, seconds: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from shared.contract.errors import ApiError
 from shared.contract.snapshot import ChatTypeInfo
 
 SHIPPED = Path(__file__).parent / "chat_types"
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 
 class ChatType(BaseModel):
@@ -20,7 +22,7 @@ class ChatType(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")
+    name: str
     description: str = Field(default="", max_length=200)
     system: str = Field(min_length=1, max_length=64 << 10)
     temperature: float = Field(default=0.7, ge=0, le=2)
@@ -40,11 +42,18 @@ class BrokenChatType(Exception):
 
 def read_chat_type(path: Path) -> ChatType:
     """Raises BrokenChatType."""
+    if not _NAME.fullmatch(path.stem):
+        wanted = "a letter, then up to 63 letters, digits, - or _, then .toml"
+        raise BrokenChatType(f"{path}: callers could not send that name; rename the file: {wanted}.")
     try:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
         return ChatType(name=path.stem, **fields)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BrokenChatType(f"{path}: {error}") from None
+    except OSError as error:
+        raise BrokenChatType(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise BrokenChatType(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BrokenChatType(f"{path} is not TOML: {error}.") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -77,7 +86,8 @@ class ChatTypes:
     def refresh(self) -> bool:
         """Take edits; True when something changed. A broken file keeps its last good version and is logged once."""
         try:
-            files = {path: path.stat() for path in self.folder.glob("*.toml")}
+            # Not the hidden ones: editors and file managers leave locks and shadows of that name beside a file.
+            files = {path: path.stat() for path in self.folder.glob("[!.]*.toml")}
         except OSError:
             return False
         stamps = {path: (stat.st_mtime_ns, stat.st_size) for path, stat in files.items()}

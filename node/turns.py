@@ -41,6 +41,15 @@ class Turns:
     def queued(self) -> int:
         return len(self._queue)
 
+    @property
+    def would_queue(self) -> bool:
+        """A request that came now would have to wait, and there is room to."""
+        return not self._at_once and len(self._queue) < self.queue_limit
+
+    @property
+    def _at_once(self) -> bool:
+        return self.running < self.slots and not self._queue
+
     def set_slots(self, slots: int) -> None:
         self.slots = max(1, slots)
         self._grant()
@@ -50,7 +59,7 @@ class Turns:
         """Hold one slot while the block runs. While waiting, ``on_place(position, eta_seconds)`` is called at once and
         whenever the place changes. Raises ApiError ``overloaded`` at once when the queue is full. Leaving early, also
         by cancellation while waiting, gives the place or slot back at once."""
-        if self.running < self.slots and not self._queue:
+        if self._at_once:
             self.running += 1
         else:
             await self._wait(_Waiting(asyncio.get_running_loop().create_future(), on_place, principal, cost))

@@ -87,18 +87,17 @@ async def test_one_who_leaves_the_queue_moves_the_others_up() -> None:
 
 
 async def test_leaving_in_the_tick_in_which_a_slot_falls_free() -> None:
-    """Cancelled before, at the same moment as, and after the grant: the next one gets the slot, nobody fails."""
-    for cancelled_first in (True, False):
+    """However the two meet, the next one gets the slot and nobody fails."""
+    for order in ("leaves, then free", "free, then leaves", "granted, then leaves"):
         turns = Turns(1, 8)
         running, leaving, staying = await callers(turns, 3)
-        if cancelled_first:
-            leaving.task.cancel()  # its task has not run yet when the slot falls free
-            await running.finish()
-        else:
-            running._finish.set()
-            await asyncio.sleep(0)  # the slot is granted, and the one who has it has not run yet
+        if order == "leaves, then free":
             leaving.task.cancel()
-            await running.task
+        running._finish.set()
+        if order == "granted, then leaves":
+            await asyncio.sleep(0)  # the one who was given the slot has not run yet
+        leaving.task.cancel()
+        await running.task
         await leaving.leave()
         await asyncio.sleep(0)
         assert not leaving.has_turn

@@ -111,6 +111,7 @@ class _Exchange:
                     streaming=self.call.stream,
                     revoked=functools.partial(self.edge.store.revoked, self.caller.principal),
                     drop=functools.partial(abort, scope),
+                    deadline=self.call.deadline,
                     heard_at=began,
                 )
                 self.edge.chats.add(chat)
@@ -188,9 +189,14 @@ class _Exchange:
 
     def _usage(self, reply: Reply | None) -> Usage | None:
         """What was spent; None when nothing was. Where nobody counted the prompt, the estimate stands in."""
-        if reply is None or not reply.has_head:
+        if reply is None:
             return None
-        counted = reply.end.usage if reply.end is not None else read_usage(reply.error_usage)
+        if reply.end is not None:
+            counted = reply.end.usage  # also of a whole answer that was left: its head would have come at the end
+        elif reply.has_head:
+            counted = read_usage(reply.error_usage)
+        else:
+            return None
         if counted is None:
             return Usage(self.permit.prompt_estimate, reply.relayed // _BYTES_PER_EVENT)
         if not counted.total_tokens or counted.prompt_tokens:

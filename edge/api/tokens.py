@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from slowapi import Limiter
@@ -28,6 +29,7 @@ class TokenRoutes:
 
     def __init__(self, edge: Services) -> None:
         self._edge = edge
+        logging.getLogger("slowapi").setLevel(logging.ERROR)  # it warns of each request it refuses
         self.limiter = Limiter(key_func=lambda request: caller_ip(request.scope, edge), headers_enabled=False)
         limited = self.limiter.limit(_MINT_LIMIT)
 

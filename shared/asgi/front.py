@@ -12,6 +12,8 @@ from collections.abc import Callable
 from loguru import logger
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.websockets import WebSocket
 
 from shared.asgi.body import ClientLeft
 from shared.asgi.request_id import request_id_of
@@ -114,6 +116,14 @@ def _from_http(raised: HTTPException, scope: Scope) -> ApiError:
             "rate_limited", "Too many requests of this kind from this address. Wait a minute.", retry_after=60
         )
     return ApiError("not_found", "There is no such route. The API begins at /v1/, see docs/api.md.")
+
+
+async def no_websocket(socket: WebSocket) -> None:
+    """Endpoint for WebSocket handshakes that no other route takes: the envelope instead of a bare 403."""
+    error = ApiError("not_found", "There is no WebSocket here. The API is plain HTTP, see docs/api.md.")
+    request_id = request_id_of(socket.scope)
+    headers = {name.decode(): value.decode() for name, value in SECURITY_HEADERS} | {"x-request-id": request_id}
+    await socket.send_denial_response(Response(error.envelope(request_id), error.status, headers, "application/json"))
 
 
 def abort(scope: Scope) -> None:

@@ -51,10 +51,10 @@ class DeadlineProtocol(HttpToolsProtocol):
             return
         if self._stage == _IDLE:
             self._begin_headers()
-        if self._stage == _HEADERS:
+        if self._stage in (_HEADERS, _BODY):
             self._header_bytes += len(data)
         super().data_received(data)
-        if self._stage == _HEADERS and self._header_bytes > self.limits.header_bytes and not self._refused:
+        if self._stage in (_HEADERS, _BODY) and self._header_bytes > self.limits.header_bytes and not self._refused:
             self._refuse(_headers_too_large(self.limits))
 
     def on_message_begin(self) -> None:
@@ -68,6 +68,10 @@ class DeadlineProtocol(HttpToolsProtocol):
         if len(self.url) > MAX_URL_BYTES and not self._refused:
             self._refuse(ApiError("uri_too_long", f"The URL is over {MAX_URL_BYTES} bytes."))
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._stage != _BODY:  # a trailer changes nothing any more: the request has been judged by its headers
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         if self._refused:
             return
@@ -77,9 +81,11 @@ class DeadlineProtocol(HttpToolsProtocol):
             return
         self._stage = _BODY
         self._since = self.loop.time()
+        self._header_bytes = 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._header_bytes = 0  # counts chunk extensions and trailers from here on
         if not self._refused:
             super().on_body(body)
 
@@ -111,6 +117,9 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: ApiError) -> None:
         self._refused = True
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.abort()  # an answer is on its way, and nothing may look like a part of it
+            return
         request_id = new_id()
         body = error.envelope(request_id)
         headers = [

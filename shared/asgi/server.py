@@ -133,8 +133,6 @@ async def serving(
         timeout_keep_alive=75,  # longer than the 60 s idle of common proxies, so that they never reuse a closing one
         timeout_graceful_shutdown=_CLOSE_WITHIN,
     )
-    # At DEBUG the WebSocket library logs handshakes with their Authorization header, and every frame.
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     server = _Server(config)
 
     def sweep(now: float) -> None:
@@ -143,15 +141,28 @@ async def serving(
                 connection.sweep(now)
 
     ticker.add(sweep)
-    task = asyncio.create_task(server.serve(sockets))
+    with _only_errors(logging.getLogger("uvicorn.error")):
+        task = asyncio.create_task(server.serve(sockets))
+        try:
+            while not server.started and not task.done():  # noqa: ASYNC110 - a flag is all that uvicorn has
+                await asyncio.sleep(0.01)
+            yield bound
+        finally:
+            server.should_exit = True
+            await task
+            ticker.remove(sweep)
+
+
+@contextmanager
+def _only_errors(log: logging.Logger) -> Iterator[None]:
+    """At DEBUG the WebSocket library logs handshakes with their Authorization header, and every frame; warnings are one
+    for each malformed request, which anybody can send by the thousand."""
+    before = log.level
+    log.setLevel(logging.ERROR)
     try:
-        while not server.started and not task.done():  # noqa: ASYNC110 - a flag is all that uvicorn has
-            await asyncio.sleep(0.01)
-        yield bound
+        yield
     finally:
-        server.should_exit = True
-        await task
-        ticker.remove(sweep)
+        log.setLevel(before)
 
 
 def _by_listener(app: App, rights: dict[int, Rights]) -> App:

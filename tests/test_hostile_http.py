@@ -1,0 +1,325 @@
+"""Connections that mean harm: slow, endless, malformed, too many. Each is answered or closed; nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.fake_runtime import FakeRuntime
+from tests.fake_scripts import normal
+from tests.pair import Pair, question, running_pair
+from tests.raw_http import RawClient, encode_request
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NATIVE = "/v1/chat"
+LIMIT = 0.6  # seconds for headers and for a body
+CLOSED_WITHIN = LIMIT + 3.0
+GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def strict_pair(
+    tmp_path_factory: pytest.TempPathFactory, quick_ticks: None
+) -> AsyncIterator[tuple[Pair, FakeRuntime]]:
+    edge = {"header_timeout": LIMIT, "body_timeout": LIMIT, "max_body": "16KiB"}
+    state = tmp_path_factory.mktemp("state")
+    async with FakeRuntime(slots=64) as runtime, running_pair(runtime.url, state=state, edge=edge) as pair:
+        yield pair, runtime
+
+
+@pytest.fixture
+def strict(strict_pair: tuple[Pair, FakeRuntime]) -> tuple[Pair, FakeRuntime]:
+    strict_pair[1].chats.clear()
+    return strict_pair
+
+
+def post(pair: Pair, *lines: str, body: bytes = b"") -> bytes:
+    """A chat request with these header lines instead of a Content-Length."""
+    head = [f"POST {NATIVE} HTTP/1.1", "Host: a", "Content-Type: application/json"]
+    return "\r\n".join([*head, f"Authorization: Bearer {pair.key}", *lines, "", ""]).encode() + body
+
+
+async def refusal(pair: Pair, data: bytes, seconds: float = CLOSED_WITHIN) -> tuple[int, str]:
+    """(status, code) of the envelope that answers ``data``; the connection must be closed after it."""
+    async with await RawClient.connect(pair.url) as raw:
+        await raw.send(data)
+        head = await raw.head(seconds)
+        answer = await raw.json()
+        assert head.headers["connection"] == "close"
+        assert head.headers["x-request-id"] == answer["request_id"]
+        assert head.headers["x-frame-options"] == "DENY"
+        await raw.closed_by_peer(1)
+        return head.status, answer["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"GARBAGE\r\n\r\n", id="garbage"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50), id="TLS"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),
+        pytest.param(b"GET /livez HTTP/1.2\r\nHost: a\r\n\r\n", id="HTTP/1.2"),
+        pytest.param(b"FOO /livez HTTP/1.1\r\nHost: a\r\n\r\n", id="unknown method"),
+        pytest.param(b"GET /livez HTTP/1.1\nHost: a\n\n", id="bare LF"),
+        pytest.param(GET + b"X : y\r\n\r\n", id="space before colon"),
+        pytest.param(GET + b"X: y\r\n z\r\n\r\n", id="folded header"),
+        pytest.param(GET + b"X: a\rb\r\n\r\n", id="CR in a header"),
+        pytest.param(GET + b"X: a\0b\r\n\r\n", id="NUL in a header"),
+        pytest.param(GET + b"no colon\r\n\r\n", id="no colon"),
+        pytest.param(b"GET /\xff\xfe HTTP/1.1\r\nHost: a\r\n\r\n", id="bytes in the path"),
+        pytest.param(b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", id="CONNECT"),
+    ],
+)
+async def test_what_is_not_http(strict: tuple[Pair, FakeRuntime], data: bytes) -> None:
+    assert await refusal(strict[0], data) == (400, "invalid_request")
+
+
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+@pytest.mark.parametrize(
+    ("lines", "body"),
+    [
+        pytest.param(["Content-Length: 2", CHUNKED], b"0\r\n\r\n", id="length and chunks"),
+        pytest.param(["Content-Length: 2", "Content-Length: 3"], b"{}", id="two lengths"),
+        pytest.param(["Content-Length: 2, 2"], b"{}", id="a list of lengths"),
+        pytest.param(["Content-Length: -1"], b"{}", id="a negative length"),
+        pytest.param(["Content-Length: +2"], b"{}", id="a signed length"),
+        pytest.param(["Content-Length: 0x2"], b"{}", id="a hexadecimal length"),
+        pytest.param(["Content-Length: 99999999999999999999999"], b"{}", id="an overflowing length"),
+        pytest.param(["Transfer-Encoding: xchunked"], b"0\r\n\r\n", id="xchunked"),
+        pytest.param(["Transfer-Encoding: chunked, identity"], b"0\r\n\r\n", id="chunked is not last"),
+        pytest.param(["Transfer-Encoding : chunked"], b"0\r\n\r\n", id="space before colon"),
+        pytest.param([CHUNKED], b"2\n{}\n0\n\n", id="chunks with bare LF"),
+        pytest.param([CHUNKED], b"ffffffffffffffffff\r\n{}", id="an overflowing chunk"),
+        pytest.param([CHUNKED], b"-2\r\n{}\r\n0\r\n\r\n", id="a negative chunk"),
+        pytest.param([CHUNKED], b"zz\r\n{}\r\n0\r\n\r\n", id="a chunk without a size"),
+        pytest.param([CHUNKED], b"2\r\n{}xx\r\n0\r\n\r\n", id="a chunk longer than it says"),
+    ],
+)
+async def test_framing_that_two_servers_could_read_differently(
+    strict: tuple[Pair, FakeRuntime], lines: list[str], body: bytes
+) -> None:
+    pair, runtime = strict
+    assert await refusal(pair, post(pair, *lines, body=body)) == (400, "invalid_request")
+    assert not runtime.chats
+
+
+@pytest.mark.parametrize(
+    ("data", "answer"),
+    [
+        pytest.param(GET + b"".join(b"X-%d: y\r\n" % i for i in range(64)) + b"\r\n", 431, id="65 headers"),
+        pytest.param(GET + b"X: " + b"y" * (16 << 10) + b"\r\n\r\n", 431, id="16 KiB in one header"),
+        pytest.param(GET + b"".join(b"X: " + b"y" * 1000 + b"\r\n" for _ in range(17)) + b"\r\n", 431, id="in 17"),
+        pytest.param(GET + b"X: " + b"y" * 200_000, 431, id="a header without end"),
+        pytest.param(GET + b"X: y\r\n" * 50_000, 431, id="headers without end"),
+        pytest.param(b"GET /" + b"x" * (8 << 10) + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, id="8 KiB of URL"),
+        pytest.param(b"GET /?" + b"x" * 200_000, 414, id="a URL without end"),
+    ],
+)
+async def test_caps_on_what_stands_before_a_body(strict: tuple[Pair, FakeRuntime], data: bytes, answer: int) -> None:
+    code = {431: "headers_too_large", 414: "uri_too_long"}[answer]
+    async with await RawClient.connect(strict[0].url) as raw:
+        sending = asyncio.create_task(raw.send(data))  # it is answered before all of this has left
+        head = await raw.head()
+        assert (head.status, (await raw.json())["error"]["code"]) == (answer, code)
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+async def test_what_fits_the_caps_is_answered(strict: tuple[Pair, FakeRuntime]) -> None:
+    many = GET + b"".join(b"X-%d: y\r\n" % i for i in range(63)) + b"\r\n"
+    large = GET + b"X: " + b"y" * 16_000 + b"\r\n\r\n"
+    long = b"GET /livez?" + b"x" * 8000 + b" HTTP/1.1\r\nHost: a\r\n\r\n"
+    for data in (many, large, long):
+        async with await RawClient.connect(strict[0].url) as raw:
+            await raw.send(data)
+            assert (await raw.head()).status == 200
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        pytest.param(b"X: y\r\n" * 50, id="trailers"),
+        pytest.param(b"X" * 300, id="one trailer"),
+    ],
+)
+async def test_trailers_without_end(strict: tuple[Pair, FakeRuntime], endless: bytes) -> None:
+    pair, runtime = strict
+    async with await RawClient.connect(pair.url) as raw:
+        await raw.send(post(pair, CHUNKED, body=b"2\r\n{}\r\n"))
+        await asyncio.sleep(0.05)
+        sent = 0
+        await raw.send(b"0\r\n")
+        with pytest.raises(ConnectionError):
+            async with asyncio.timeout(CLOSED_WITHIN):
+                while True:
+                    await raw.send(endless)
+                    sent += len(endless)
+                    await asyncio.sleep(0)
+        assert sent < 8 << 20
+    assert not runtime.chats
+
+
+async def test_a_trailer_is_no_header(strict: tuple[Pair, FakeRuntime]) -> None:
+    pair, _ = strict
+    body = json.dumps(question()).encode()
+    chunks = b"%x\r\n%s\r\n0\r\nAccept: text/event-stream\r\nX-Request-Id: chosen-later\r\n\r\n" % (len(body), body)
+    async with await RawClient.connect(pair.url) as raw:
+        await raw.send(post(pair, CHUNKED, body=chunks))
+        head = await raw.head()
+        assert (head.status, head.headers["content-type"]) == (200, "application/json")
+        assert head.headers["x-request-id"] != "chosen-later"
+
+
+async def test_a_body_in_many_small_chunks_is_a_body(strict: tuple[Pair, FakeRuntime]) -> None:
+    pair, _ = strict
+    body = json.dumps(question("x" * 3000)).encode()
+    chunks = b"".join(b"1;why=not\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    async with await RawClient.connect(pair.url) as raw:
+        await raw.send(post(pair, CHUNKED, body=chunks))
+        assert (await raw.head()).status == 200
+
+
+async def test_silence_is_answered_408_and_closed(strict: tuple[Pair, FakeRuntime]) -> None:
+    pair, runtime = strict
+
+    async def silent(data: bytes, trickle: bytes = b"") -> None:
+        began = time.monotonic()
+        async with await RawClient.connect(pair.url) as raw:
+            await raw.send(data)
+            sending = asyncio.create_task(raw.trickle(trickle, 0.1))
+            try:
+                head = await raw.head(CLOSED_WITHIN)
+                assert (head.status, (await raw.json())["error"]["code"]) == (408, "request_timeout"), data
+                assert time.monotonic() - began >= LIMIT
+                await raw.closed_by_peer()
+            finally:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+
+    await asyncio.gather(
+        silent(b""),
+        silent(b"GET /li"),
+        silent(GET),
+        silent(GET + b"X: ", trickle=b"y" * 1000),
+        silent(post(pair, "Content-Length: 100", body=b"{")),
+        silent(post(pair, "Content-Length: 100"), trickle=b" " * 99),
+        silent(post(pair, CHUNKED, body=b"5\r\n{}")),
+        silent(post(pair, CHUNKED), trickle=b"1\r\nx\r\n" * 100),
+    )
+    assert not runtime.chats
+
+
+async def test_an_idle_connection_is_kept(strict: tuple[Pair, FakeRuntime]) -> None:
+    """The deadline is for a request that has begun; between two, a connection may rest."""
+    async with await RawClient.connect(strict[0].url) as raw:
+        for pause in (LIMIT * 2, 0):
+            await raw.send(GET + b"\r\n")
+            assert (await raw.head()).status == 200
+            assert await raw.json() == {"status": "ok"}
+            await asyncio.sleep(pause)
+        await raw.send(b"GET /li")  # begun
+        assert (await raw.head(CLOSED_WITHIN)).status == 408
+
+
+async def test_500_trickling_connections_are_closed_while_a_healthy_caller_goes_on(
+    strict: tuple[Pair, FakeRuntime],
+) -> None:
+    pair, runtime = strict
+    runtime.script = normal(5, 0.01)
+
+    async def trickle() -> float:
+        """Seconds until this connection was closed; it sends a byte every 0.2 s and never a whole header."""
+        began = time.monotonic()
+        async with await RawClient.connect(pair.url) as raw:
+            sending = asyncio.create_task(raw.trickle(GET + b"X: " + b"y" * 1000, 0.2))
+            try:
+                await raw.closed_by_peer(CLOSED_WITHIN + 2)
+            finally:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+        return time.monotonic() - began
+
+    slow = [asyncio.create_task(trickle()) for _ in range(500)]
+    answered = 0
+    slowest = 0.0
+    while not all(task.done() for task in slow):
+        began = time.monotonic()
+        async with pair.post(NATIVE, question(stream=True)) as response:
+            assert (await response.read()).endswith(b"[DONE]\n\n")
+        slowest = max(slowest, time.monotonic() - began)
+        answered += 1
+    lived = [await task for task in slow]
+    assert min(lived) >= LIMIT
+    assert max(lived) < CLOSED_WITHIN + 2
+    assert answered > 10
+    assert slowest < 1.0
+    runtime.script = "normal"
+
+
+async def test_50_pipelined_requests_are_answered_in_order(strict: tuple[Pair, FakeRuntime]) -> None:
+    pair, _ = strict
+    ids = [f"pipelined-{number:03}" for number in range(50)]
+    body = json.dumps(question()).encode()
+    requests = []
+    for number, one in enumerate(ids):
+        headers = {"X-Request-Id": one, "Content-Type": "application/json", **pair.bearer()}
+        if number % 3 == 0:
+            requests.append(encode_request("POST", NATIVE, headers, body))
+        elif number % 3 == 1:
+            requests.append(encode_request("GET", "/v1/me", headers))
+        else:
+            requests.append(encode_request("GET", "/nope", headers))
+    async with await RawClient.connect(pair.url) as raw:
+        await raw.send(b"".join(requests))
+        for number, one in enumerate(ids):
+            head = await raw.head()
+            assert head.headers["x-request-id"] == one
+            assert head.status == (200, 200, 404)[number % 3]
+            answer = await raw.json()
+            assert answer.get("request_id", one) == one
+            assert ("choices" in answer, "principal" in answer, "error" in answer).index(True) == number % 3
+
+
+async def test_garbage_behind_a_running_stream_never_looks_like_part_of_it(tmp_path: Path) -> None:
+    async with FakeRuntime("slow") as runtime, running_pair(runtime.url, state=tmp_path) as pair:
+        async with await RawClient.connect(pair.url) as raw:
+            await raw.post(NATIVE, question(stream=True), pair.bearer())
+            await raw.head()
+            stream = await raw.read_until(b"one ")
+            await raw.send(b"GARBAGE\r\n\r\n")
+            with pytest.raises((EOFError, ConnectionError)):
+                while piece := await raw.read_some():
+                    stream += piece
+        assert b"HTTP/1.1" not in stream
+        await (await runtime.chat(0)).peer_left()
+        await pair.idle()
+
+
+@pytest.mark.parametrize("path", ["/link", "/v1/chat", "/"])
+async def test_there_is_no_websocket_at_the_edge(strict: tuple[Pair, FakeRuntime], path: str) -> None:
+    upgrade = {
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Protocol": "hearthlink.v1",
+    }
+    assert await refusal(strict[0], encode_request("GET", path, upgrade)) == (404, "not_found")
+
+
+async def test_many_requests_leave_the_edge_as_it_was(strict: tuple[Pair, FakeRuntime]) -> None:
+    """After all of the above: alive, nothing open, and no error of its own."""
+    pair, _ = strict
+    await pair.idle()
+    async with pair.client.get(pair.ops_url + "/metrics") as response:
+        assert "internal_error" not in await response.text()
+    async with pair.post(NATIVE, question()) as response:
+        assert response.status == 200
