@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from hearthlink import chat, config, keys, serve, smoke, tokens, up
+from hearthlink import chat, config, keys, model, serve, smoke, tokens, up
 from hearthlink.output import Failure, Status, say
 from shared import __version__
 
@@ -57,6 +57,7 @@ def build(invocation: _Invocation) -> typer.Typer:
     for group, text, verbs in (
         ("key", "API keys of the edge on this machine.", (keys.create, keys.list_, keys.revoke)),
         ("token", "Access tokens of the edge on this machine.", (tokens.mint,)),
+        ("model", "Models on this machine, and those of a hub.", (model.pull, model.list_, model.rm)),
         ("config", "Settings of this machine.", (config.show, config.check)),
     ):
         members = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)

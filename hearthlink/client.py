@@ -130,7 +130,7 @@ class EdgeClient:
             raise self._foreign(response.status_code, response.content) from None
 
     def _unreachable(self, error: httpx2.TransportError) -> Failure:
-        cause = _cause(error)
+        cause = cause_of(error)
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             if "CERTIFICATE" in cause.upper():
                 return Failure(f"The certificate of {self.url} is not trusted ({cause}).", Status.UNAVAILABLE)
@@ -211,7 +211,7 @@ class Answer:
         return Part(text=(choices[0]["delta"].get("content") or "") if choices else "", fields=fields)
 
 
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     """What the system said about a failed connection, else what the client made of it."""
     inner: BaseException | None = error
     while inner is not None:

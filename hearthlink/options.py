@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,14 @@ Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings file, instead of the one that is found.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Model = Annotated[Path | None, typer.Option("--model", metavar="PATH", help="Answer with this GGUF file.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="PATH|MODEL",
+        help="Answer with this GGUF file, or with a model that is pulled first when it is missing: see `model pull`.",
+    ),
+]
 Runtime = Annotated[
     str | None,
     typer.Option("--runtime", metavar="URL", help="Answer with the OpenAI-compatible server at this URL."),
@@ -46,8 +54,9 @@ def state_of(settings: Settings) -> StateDir:
         raise Failure(str(error)) from None
 
 
-def runtime_flags(model: Path | None, runtime: str | None) -> dict[str, str]:
-    """The settings that ``--model`` or ``--runtime`` stands for. Raises Failure when both are given."""
+def runtime_flags(model: str | None, runtime: str | None) -> dict[str, str]:
+    """The settings that ``--model`` or ``--runtime`` stands for; ``pull_missing`` brings the file. Raises Failure when
+    both are given, and for a model that cannot be one."""
     if model is not None and runtime is not None:
         raise Failure(
             "--model and --runtime exclude each other: the first loads a file here, the second uses a server that"
@@ -55,10 +64,24 @@ def runtime_flags(model: Path | None, runtime: str | None) -> dict[str, str]:
             Status.USAGE,
         )
     if model is not None:
-        return {"node.runtime.kind": "embedded", "node.runtime.model": str(model.expanduser().absolute())}
+        from hearthlink.models.wanted import wanted
+        from shared.settings import state_folder
+
+        path = wanted(model, state_folder(os.environ)[0]).path
+        return {"node.runtime.kind": "embedded", "node.runtime.model": str(path)}
     if runtime is not None:
         return {"node.runtime.kind": "openai", "node.runtime.url": runtime}
     return {}
+
+
+def pull_missing(model: str | None, settings: Settings) -> None:
+    """Pull the model of ``--model`` when it is one of a hub and not here yet. Raises Failure."""
+    from hearthlink.models.shelf import Shelf
+    from hearthlink.models.wanted import bring, wanted
+
+    choice = wanted(model, settings.state).choice if model is not None else None
+    if choice is not None and not Shelf(settings.state).is_ready(choice.reference):
+        bring(choice, state_of(settings).path)
 
 
 def read_secret(given: str | None, name: str) -> str | None:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hearthlink import options
-from hearthlink.output import Failure, say
+from hearthlink.output import Failure, Status, say
 
 if TYPE_CHECKING:
     from shared.settings import Settings
 
 # sysexits.h EX_CONFIG: a supervisor need not start it again before something was mended.
 _MEND_FIRST = 78
+# Of pulling a model: a supervisor may well try again.
+_MAY_PASS = frozenset({Status.UNAVAILABLE, Status.INTERRUPTED})
 
 
 def edge(
@@ -62,13 +64,18 @@ def node(
         "node.chat_types": None if chat_types is None else str(chat_types),
         **options.runtime_flags(model, runtime),
     }
-    _run(main, config, flags)
+    _run(main, config, flags, model)
 
 
-def _run(main: Callable[[Settings], int], config: Path | None, flags: Mapping[str, Any]) -> None:
+def _run(
+    main: Callable[[Settings], int], config: Path | None, flags: Mapping[str, Any], model: str | None = None
+) -> None:
     try:
         settings = options.settings_from(config, flags)
+        options.pull_missing(model, settings)
     except Failure as failure:
+        if failure.status in _MAY_PASS:
+            raise
         say(str(failure))
         raise typer.Exit(_MEND_FIRST) from None
     raise typer.Exit(main(settings))

@@ -53,7 +53,6 @@ def up(
     """
     chosen = options.runtime_flags(model, runtime)
     configured = options.settings_from(config, chosen)
-    _check_model(configured)
     port = _port(port, configured)
     flags = {**chosen, **_addresses(port, configured)}
 
@@ -61,18 +60,24 @@ def up(
         return _environment({**flags, **_node_address(node_port, configured)}, config)
 
     with ports.claimed(port):
+        options.pull_missing(model, configured)
+        _check_model(configured)
         settings = options.settings_from(config, flags)
         raise typer.Exit(asyncio.run(_Up(settings, port, environment, config, not no_browser, verbose).run()))
 
 
 def _check_model(settings: Settings) -> None:
     """Refuse a model file that cannot be loaded before anything is started. Raises Failure."""
+    from hearthlink.models.catalogue import short_names
     from node.runtimes.gguf import NotGGUFError, read_header
 
     runtime = settings.node.runtime
     if runtime.model is None or runtime.kind == "openai" or "model" not in runtime.model_fields_set:
         return
-    advice = "Name a GGUF file with --model PATH, or a server that runs already with --runtime URL."
+    advice = (
+        "Name a GGUF file with --model PATH, a model to pull with --model hf:owner/repo/file.gguf or"
+        f" {short_names()}, or a server that runs already with --runtime URL."
+    )
     try:
         read_header(runtime.model)
     except FileNotFoundError:

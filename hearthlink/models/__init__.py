@@ -1,0 +1,1 @@
+"""Models from a hub, on a shelf of this machine: named, pulled, checked, listed, removed."""
