@@ -23,13 +23,13 @@ from node.services import Services, Timeouts
 from node.special_tokens import Neutraliser
 from node.turns import Turns
 from shared.addresses import split_listen
-from shared.asgi.front import Envelope, Front
+from shared.asgi.front import Envelope, Front, no_websocket
 from shared.asgi.protocol import Limits
 from shared.asgi.server import Listener, serving
 from shared.asgi.types import App
 from shared.contract.surface import SURFACES
 from shared.settings import Settings, SettingsError
-from shared.state import StateDir
+from shared.state import StateDir, StateError
 from shared.ticker import Ticker
 
 # The largest body an edge may be set to accept; the edge's own limit is the one callers meet.
@@ -57,13 +57,14 @@ class Node:
         logged."""
         try:
             settings = self.settings.reread()
-        except SettingsError as error:
+            tokens = _tokens(settings, self.state)
+        except (SettingsError, StateError) as error:
             logger.error("the settings stay as they were: {}", error)
             return
-        changed = self.settings.changed(settings)
-        later = [key for key in changed if key.startswith(("node.", "logs.")) and not key.startswith(_RELOADABLE)]
+        changed = [key for key in self.settings.changed(settings) if key.startswith(("node.", "logs."))]
+        later = [key for key in changed if not key.startswith(_RELOADABLE)]
         self.settings, node = settings, self.services
-        self.admission.accept(_tokens(settings, self.state))
+        self.admission.accept(tokens)
         node.turns.queue_limit = settings.node.queue
         node.max_tokens = settings.node.max_tokens
         node.timeouts = _timeouts(settings)
@@ -139,6 +140,7 @@ def create_app(node: Services, link: LinkEndpoint, admission: Admission) -> App:
         Route("/healthz", health.healthz),
         Route("/livez", health.livez),
         Route("/metrics", health.metrics),
+        WebSocketRoute("/{path:path}", no_websocket),
     ]
     return Front(Envelope(Router(routes)))
 
@@ -163,6 +165,12 @@ def _connect(node: Services, link: LinkEndpoint) -> None:
 
 
 def _runtime_changed(node: Services, link: LinkEndpoint) -> None:
-    node.turns.set_slots(node.runtime.status().slots)
+    status = node.runtime.status()
+    if status.state != node.runtime_state:
+        node.runtime_state = status.state
+        level = "WARNING" if status.state == "unavailable" else "INFO"
+        what = status.reason or f"It answers as {status.default_model}."
+        logger.log(level, "the runtime ({}) is {}. {}", node.runtime.kind, status.state, what)
+    node.turns.set_slots(status.slots)
     node.neutraliser = Neutraliser(node.runtime.special_tokens)
     link.push()

@@ -10,6 +10,7 @@ from node.running import Running
 from node.runtimes.base import Runtime
 from node.special_tokens import Neutraliser
 from node.turns import Turns
+from shared.contract.snapshot import RuntimeState
 from shared.ticker import Ticker
 
 
@@ -35,4 +36,5 @@ class Services:
     max_tokens: int
     max_body: int
     neutraliser: Neutraliser = field(default_factory=lambda: Neutraliser(frozenset()))
+    runtime_state: RuntimeState = "starting"  # the last one that was logged
     draining: bool = False

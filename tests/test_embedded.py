@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.random_model import make
 from node.runtimes.base import RuntimeStream
 from node.runtimes.embedded import EmbeddedRuntime
 from node.runtimes.transport import Transport
@@ -27,14 +24,6 @@ LONG_PROMPT = "word " * 700  # 3,500 tokens: 219 batches, over 10 s with 100 M p
 def patient_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp's threads wait for each other spinning, and stand still when other tests want the cores too."""
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-
-
-@pytest.fixture(scope="session")
-def random_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """100 M parameters: slow enough to be caught while it reads a prompt."""
-    folder = tmp_path_factory.mktemp("models")
-    yield make(folder / "random.gguf", parameters=100_000_000, context=4096)
-    shutil.rmtree(folder)
 
 
 async def idle_after(runtime: EmbeddedRuntime) -> float:

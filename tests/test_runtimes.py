@@ -208,6 +208,26 @@ async def test_a_kept_connection_that_the_runtime_dropped_is_no_error() -> None:
         assert len(fake.chats) == 3
 
 
+async def test_nor_are_all_of_them() -> None:
+    used: set[object] = set()
+
+    async def answer_once_on_each_connection(exchange: Exchange) -> None:
+        if exchange._connection in used:
+            await exchange.reset()
+        else:
+            used.add(exchange._connection)
+            await normal(5, 0.01)(exchange)
+
+    async with (
+        FakeRuntime(answer_once_on_each_connection) as fake,
+        running(runtime := OpenAIRuntime(fake.url)) as until,
+    ):
+        await until(is_ready)
+        await asyncio.gather(*(read_all(runtime, ask()) for _ in range(4)))
+        assert said(await read_all(runtime, ask())) == text(5)
+        assert len(fake.chats) >= 4 + 4, "every kept one was tried"
+
+
 async def test_two_hundred_cancels_leave_no_connection() -> None:
     async with FakeRuntime("slow") as fake, running(runtime := OpenAIRuntime(fake.url)) as until:
         await until(is_ready)

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator
 
 from node.api.compose import compose
+from node.api.length import refuse_too_long
 from node.api.voice import Voice, new_reading, voice_for
 from node.normalise import Reading
 from node.running import Stopped
@@ -35,13 +36,15 @@ async def answer(call: Call, out: Outlet, node: Services) -> End:
     cap = min(node.max_tokens, call.max_tokens or node.max_tokens)
     status = node.runtime.status()
     generation = compose(body, node.chat_types, node.neutraliser, status.default_model, cap)
-    require_model(status, generation.model)
+    model = require_model(status, generation.model)
     reading = new_reading(call, generation.max_tokens)
     voice = voice_for(call, body, reading, out)
     outcome = "cancelled"
     try:
         async with Watch(node.ticker, node.timeouts.first_token, node.timeouts.stall, call.deadline) as watch:
             with node.running.entry(call.chat_id, call.principal, watch.interrupt), _commit_soon(voice):
+                if node.turns.would_queue:
+                    await refuse_too_long(node.runtime, generation, model.context)
                 async with node.turns.take(call.principal, generation.max_tokens, voice.queued):
                     watch.since = asyncio.get_running_loop().time()  # the runtime may be silent before its head, too
                     async with node.runtime.chat(generation, call.request_id) as upstream:
@@ -65,6 +68,9 @@ async def answer(call: Call, out: Outlet, node: Services) -> End:
 
 @contextlib.contextmanager
 def _commit_soon(voice: Voice) -> Iterator[None]:
+    if not voice.live:
+        yield
+        return
     timer = asyncio.get_running_loop().call_later(COMMIT_WITHIN, voice.commit)
     try:
         yield

@@ -125,3 +125,8 @@ class Runtime(Protocol):
         ``runtime_error``, ``upstream_invalid``. Leaving closes the socket at once unless the body was read to its end.
         """
         ...
+
+    async def count_prompt(self, generation: Generation) -> int | None:
+        """Tokens of the prompt that the runtime would make of ``generation``, as its own check of the context counts
+        them; None when it does not tell. Needs no slot, and takes seconds at most."""
+        ...

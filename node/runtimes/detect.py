@@ -103,6 +103,9 @@ class AutoRuntime:
         async with self._chosen.chat(generation, request_id) as stream:
             yield stream
 
+    async def count_prompt(self, generation: Generation) -> int | None:
+        return await self._chosen.count_prompt(generation) if self._chosen is not None else None
+
     async def _choose(self, on_change: Callable[[], None]) -> None:
         url = await find(self._own_ports, self._places)
         chosen = self._server(url) if url is not None else self._embedded()

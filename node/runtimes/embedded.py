@@ -16,6 +16,7 @@ from node.runtimes.base import DEFAULT_SLOTS, Generation, RuntimeStatus, Runtime
 from node.runtimes.gguf import Header, NotGGUFError, read_header
 from node.runtimes.llama_child import Order
 from node.runtimes.llama_process import COMMAND, ChildFailed, LlamaProcess
+from node.runtimes.prompt_size import count_prompt
 from node.runtimes.request_body import request_body
 from node.runtimes.servers import Surveyor
 from node.runtimes.transport import Transport
@@ -110,6 +111,11 @@ class EmbeddedRuntime:
             yield stream
         finally:
             stream.close()
+
+    async def count_prompt(self, generation: Generation) -> int | None:
+        if self._transport is None or self._status.state != "ready":
+            return None
+        return await count_prompt(self._transport, f"{self._address}/v1", self._headers, generation)
 
     async def ask(self, path: str, body: object = None) -> object:
         """What llama.cpp answers on one of its own routes (/slots, /tokenize, ...). Raises ApiError or OSError."""

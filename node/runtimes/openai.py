@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import cast
 
 from node.runtimes.base import Generation, RuntimeStatus, RuntimeStream, require_model
+from node.runtimes.prompt_size import count_prompt
 from node.runtimes.readiness import choose_status
 from node.runtimes.request_body import request_body
 from node.runtimes.servers import Survey, Surveyor
@@ -103,6 +104,12 @@ class OpenAIRuntime:
             if error.code in _WORTH_A_LOOK:
                 self._wake.set()
             raise
+
+    async def count_prompt(self, generation: Generation) -> int | None:
+        """Only llama.cpp tells."""
+        if self._transport is None or self._survey.server != "llama.cpp":
+            return None
+        return await count_prompt(self._transport, self._base, self._headers, generation)
 
     async def _open(self, model: str, ask: Callable[[], Awaitable[HttpStream]]) -> HttpStream:
         """LM Studio gets the requests that find their model missing one at a time, up to the head of the answer: two of

@@ -108,12 +108,8 @@ class Transport:
 
     async def ask(self, url: str, headers: Mapping[str, str], seconds: float, body: object = None) -> Reply:
         """GET, or POST ``body`` as JSON. Raises OSError or TimeoutError when there was no whole answer."""
-        method = "GET" if body is None else "POST"
         try:
-            async with (
-                asyncio.timeout(seconds),
-                self._session.request(method, url, headers=headers, json=body, allow_redirects=False) as response,
-            ):
+            async with asyncio.timeout(seconds), await self._send(url, headers, body) as response:
                 raw = await _bounded(response)
                 return Reply(response.status, response.headers.get("Server", ""), _parse(raw))
         except aiohttp.ClientConnectorError as error:
@@ -124,8 +120,7 @@ class Transport:
     async def stream(self, url: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> HttpStream:
         """POST ``body``; the event stream that answers it, which the caller closes. Raises ApiError as
         ``Runtime.chat``."""
-        raw = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-        response = await self._post(url, {**headers, "Content-Type": "application/json"}, raw)
+        response = await self._post(url, headers, body)
         stream = HttpStream(response)
         if response.status == 200 and response.content_type == "text/event-stream":
             return stream
@@ -134,16 +129,9 @@ class Transport:
         finally:
             stream.close()
 
-    async def _post(self, url: str, headers: Mapping[str, str], raw: bytes) -> aiohttp.ClientResponse:
+    async def _post(self, url: str, headers: Mapping[str, str], body: object) -> aiohttp.ClientResponse:
         try:
-            note = _Note()
-            try:
-                return await self._send(url, headers, raw, note)
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                # A runtime may drop a kept connection just when we write to it. Nothing was answered, so ask again.
-                if not note.reused:
-                    raise
-                return await self._send(url, headers, raw, note)
+            return await self._send(url, headers, body)
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
             raise ApiError(
                 "node_unavailable", "The model runtime cannot be reached just now. Try again in a moment."
@@ -153,8 +141,27 @@ class Transport:
                 "runtime_error", "The model runtime closed the connection before it answered. Try again."
             ) from None
 
-    async def _send(self, url: str, headers: Mapping[str, str], raw: bytes, note: _Note) -> aiohttp.ClientResponse:
-        return await self._session.post(url, headers=headers, data=raw, allow_redirects=False, trace_request_ctx=note)
+    async def _send(self, url: str, headers: Mapping[str, str], body: object) -> aiohttp.ClientResponse:
+        method, raw, type_of_body = "GET", None, {}
+        if body is not None:
+            raw = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+            method, type_of_body = "POST", {"Content-Type": "application/json"}
+        while True:
+            note = _Note()
+            try:
+                return await self._session.request(
+                    method,
+                    url,
+                    headers={**headers, **type_of_body},
+                    data=raw,
+                    allow_redirects=False,
+                    trace_request_ctx=note,
+                )
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionResetError):
+                # A runtime may drop a kept connection just when we write to it (llama.cpp does after each stream).
+                # Nothing was answered, so ask again; at the latest a new connection ends this.
+                if not note.reused:
+                    raise
 
 
 @dataclass(slots=True)

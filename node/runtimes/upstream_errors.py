@@ -33,7 +33,7 @@ def from_response(status: int, payload: object, *, retry_after: float | None = N
             should_retry=False,
         )
     if "exceed_context_size" in text or _CONTEXT.search(text):
-        return _context_error(fields)
+        return context_exceeded(fields.get("n_prompt_tokens"), fields.get("n_ctx"))
     if _LOADING.search(text) or (status == 503 and fields.get("type") == "unavailable_error"):
         return ApiError("model_loading", "The model is still loading. Try again in a few seconds.")
     if status == 404 and _NO_ROUTE.search(str(fields.get("message") or "").strip()):
@@ -78,8 +78,8 @@ def from_event(payload: object) -> ApiError:
     return from_response(status, payload)
 
 
-def _context_error(fields: Mapping[str, Any]) -> ApiError:
-    prompt, context = fields.get("n_prompt_tokens"), fields.get("n_ctx")
+def context_exceeded(prompt: object = None, context: object = None) -> ApiError:
+    """``prompt`` and ``context`` are tokens; anything but two numbers is left out."""
     sizes = f" ({prompt} tokens, the context holds {context})" if type(prompt) is type(context) is int else ""
     return ApiError(
         "context_length_exceeded",
