@@ -32,8 +32,8 @@ GOOD = {
 STATUS: dict[str, tuple[int, str]] = {
     "stall_before_headers": (504, "first_token_timeout"),
     "endless_line": (502, "upstream_invalid"),
-    "huge_header": (502, "runtime_error"),
-    "garbage": (502, "runtime_error"),
+    "huge_header": (502, "upstream_invalid"),
+    "garbage": (502, "upstream_invalid"),
     "garbage_body": (502, "runtime_error"),
     "garbage_json": (502, "upstream_invalid"),
     "html": (502, "upstream_invalid"),

@@ -6,6 +6,7 @@ aiohttp stays inside this file. Nothing here arms a timer per read: who reads a 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from shared.contract.errors import ApiError
 
 CONNECT_SECONDS = 5.0  # loopback answers at once; a tailnet peer behind a relay within a second or two
 ERROR_BODY_SECONDS = 5.0  # for the body of a refusal, once its head is here
+_LARGE_BODY = 1 << 20  # where aiohttp begins to warn
 MAX_JSON_BYTES = 4 << 20  # a public API's model list is some 100 KiB
 # llama.cpp, uvicorn and Node drop a connection that idled 5 s; leaving first keeps a chat off a dying one.
 KEEP_ALIVE_SECONDS = 3.0
@@ -136,6 +138,10 @@ class Transport:
             raise ApiError(
                 "node_unavailable", "The model runtime cannot be reached just now. Try again in a moment."
             ) from None
+        except aiohttp.ClientResponseError:
+            raise ApiError(
+                "upstream_invalid", "What answers at the model runtime's address does not speak HTTP as it should."
+            ) from None
         except (aiohttp.ClientError, OSError, ValueError):
             raise ApiError(
                 "runtime_error", "The model runtime closed the connection before it answered. Try again."
@@ -153,7 +159,8 @@ class Transport:
                     method,
                     url,
                     headers={**headers, **type_of_body},
-                    data=raw,
+                    # aiohttp warns of large bytes, which it would write in one go; a file it writes piece by piece.
+                    data=io.BytesIO(raw) if raw is not None and len(raw) > _LARGE_BODY else raw,
                     allow_redirects=False,
                     trace_request_ctx=note,
                 )
