@@ -37,8 +37,6 @@ _TEXT = b'"content":"'
 _OBJECT = (b"data: {", b"data:{")
 # An event without any of these says nothing to the caller, or says it in an unknown way.
 _SAYS = (_TEXT, b'"content": "', *_NOT_ONLY_TEXT, b'"reasoning_content": "', b'"tool_calls": [')
-# In a text, these need JSON's rules; the newline would make it two lines of SSE.
-_NEEDS_JSON = (b"\\", b'"', b"\n")
 _STRING = json.JSONDecoder()
 # What a runtime calls an answer or a model is repeated in every event made here.
 _MAX_NAME = 256
@@ -82,10 +80,8 @@ class Likeness:
         if not (event.startswith(self._before) and event.endswith(self._after) and len(event) >= self._around):
             return None
         text = event[len(self._before) : len(event) - len(self._after)]
-        for special in _NEEDS_JSON:
-            if special in text:
-                return None
-        return text
+        # A quote or backslash needs JSON's rules; the newline would make it two lines of SSE.
+        return None if b'"' in text or b"\\" in text or b"\n" in text else text
 
     def _learn(self, event: bytes) -> bool:
         """Take ``event``, which is ordinary, as the pattern of the next ones; True always."""
