@@ -33,7 +33,7 @@ from shared.addresses import split_listen
 from shared.asgi.front import Envelope, Front, no_websocket
 from shared.asgi.protocol import Limits
 from shared.asgi.server import Listener, serving
-from shared.asgi.types import App, Receive, Scope, Send
+from shared.asgi.types import App, Receive, Scope, Send, header
 from shared.contract.surface import SURFACES
 from shared.link.session import Hello
 from shared.settings import Settings, SettingsError
@@ -228,4 +228,9 @@ def create_app(edge: Services, audit: Audit) -> App:
         expose_headers=_EXPOSED_HEADERS,
         max_age=_PREFLIGHT_SECONDS,
     )
-    return Front(cors, audit.finished)
+
+    async def by_origin(scope: Scope, receive: Receive, send: Send) -> None:
+        # Programs send no Origin. Nothing here is cacheable, so their answers need no Vary either.
+        await (envelope if header(scope, b"origin") is None else cors)(scope, receive, send)
+
+    return Front(by_origin, audit.finished)
