@@ -35,8 +35,8 @@ from tests.runtime_support import ask, is_ready, read_all, running
         ("bad_gateway", "node_unavailable"),
         ("html", "upstream_invalid"),
         ("json_instead_of_stream", "upstream_invalid"),
-        ("huge_header", "runtime_error"),
-        ("garbage", "runtime_error"),
+        ("huge_header", "upstream_invalid"),
+        ("garbage", "upstream_invalid"),
         ("reset_before_headers", "runtime_error"),
     ],
 )
