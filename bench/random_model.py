@@ -30,8 +30,11 @@ _FFN_PER_WIDTH = 8 / 3  # as in Llama, rounded to a multiple of 32
 _NORMAL, _CONTROL = 1, 3  # llama_token_type
 
 
-def make(path: Path | str, *, parameters: int = 100_000_000, context: int = 4096, seed: int = 0) -> Path:
-    """Write a model of about ``parameters`` weights (at least some 1 M; within 10 % from 10 M up) and return its path.
+def make(
+    path: Path | str, *, parameters: int = 100_000_000, context: int = 4096, seed: int = 0, shard_tensors: int = 0
+) -> Path:
+    """Write a model of about ``parameters`` weights (at least some 1 M; within 10 % from 10 M up) and return its path,
+    of several shards the first's. ``shard_tensors`` are at most in one file, 0: all.
 
     The file has 2 bytes per weight; ``context`` is in tokens. Takes about 1 s and twice the file's size in memory per
     100 M weights. All layers share one set of random weights, which costs the runtime as much as different ones.
@@ -41,7 +44,7 @@ def make(path: Path | str, *, parameters: int = 100_000_000, context: int = 4096
     ffn = round(width * _FFN_PER_WIDTH / 32) * 32
     layer = width * width * 2 + 2 * width * width // _HEADS_PER_KV + 3 * width * ffn
     layers = max(1, round(parameters / layer))
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, "llama", split_max_tensors=shard_tensors)
     _describe(writer, width=width, ffn=ffn, layers=layers, context=context)
     _add_tokenizer(writer)
     _add_weights(writer, np.random.default_rng(seed), width=width, ffn=ffn, layers=layers)
@@ -49,7 +52,7 @@ def make(path: Path | str, *, parameters: int = 100_000_000, context: int = 4096
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return writer.format_shard_names(path)[0]
 
 
 def _width(parameters: int) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.processes import BenchError, Cpus, Process, free_port
 from edge.store import keys
+from edge.store.database import open_for_admin
 from shared.state import StateDir
 
 CHAT = "/v1/chat/completions"
@@ -175,7 +176,7 @@ class Pair:
     def key(self, plan: str) -> dict[str, str]:
         """The Authorization header of a new API key with ``plan``."""
         state = StateDir(self.folder / "state")
-        with closing(keys.open_for_admin(state.database)) as connection:
+        with closing(open_for_admin(state.database)) as connection:
             return {"Authorization": f"Bearer {keys.create(connection, plan, plan, ['chat'])}"}
 
 

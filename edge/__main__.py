@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-import uvloop
 from loguru import logger
 
-from edge.app import AuditSink, run_edge
+from edge.app import Edge, run_edge
+from edge.doubts import doubts
+from edge.site import SiteError
 from edge.store.database import StoreError
-from shared.asgi.server import CannotListen, until_signalled
-from shared.garbage import settle_garbage
-from shared.logs import configure
-from shared.settings import Settings, SettingsError, load_settings
-from shared.state import StateError
-
-# sysexits.h: a wrong configuration is not worth a restart by a supervisor.
-EX_CONFIG = 78
+from shared import process
+from shared.logs import Logs
+from shared.settings import Settings
 
 
-async def _run(settings: Settings, audit_sink: AuditSink) -> None:
-    settle_garbage()
-    async with run_edge(settings, audit_sink) as edge:
+@asynccontextmanager
+async def _serve(settings: Settings, logs: Logs) -> AsyncIterator[Edge]:
+    for sentence in doubts(settings.edge):
+        logger.warning(sentence)
+    async with run_edge(settings, logs.audit) as edge:
         logger.info("edge listens on {}, operations on {}", edge.public.url, edge.ops.url)
-        await until_signalled(edge.drain, edge.reload)
+        yield edge
 
 
 def main(settings: Settings | None = None) -> int:
-    """The exit status: 0 after a drain, 78 when something must be mended first."""
-    try:
-        settings = settings or load_settings()
-        logs = configure(settings.logs.level, settings.logs.format)
-    except SettingsError as error:
-        print(f"hearthlink edge: {error}", file=sys.stderr)
-        return EX_CONFIG
-    try:
-        uvloop.run(_run(settings, logs.audit))
-    except (CannotListen, StateError, StoreError) as error:
-        logger.error("the edge cannot start: {}", error)
-        return EX_CONFIG
-    finally:
-        logs.close()
-    return 0
+    """The exit status, as ``shared.process.run`` gives it."""
+    return process.run("edge", _serve, (SiteError, StoreError), settings)
 
 
 if __name__ == "__main__":

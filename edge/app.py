@@ -6,17 +6,18 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from loguru import logger
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router, WebSocketRoute
 
 from edge.api.audit import Audit
 from edge.api.chat import ChatEndpoint
 from edge.api.health import HealthRoutes
+from edge.api.limiter import rate_limiter
 from edge.api.lists import ListRoutes
+from edge.api.pages import PageRoutes
 from edge.api.stop import StopRoute
 from edge.api.tokens import TokenRoutes
 from edge.chats import Chats
@@ -25,6 +26,7 @@ from edge.metrics import Metrics
 from edge.plans import plans_from
 from edge.principals import link_id
 from edge.services import Policy, Services
+from edge.site import Site
 from edge.store.sqlite import SQLiteStore
 from edge.tokens import Tokens
 from edge.upstreams import Address, Upstream, Upstreams
@@ -35,9 +37,10 @@ from shared.asgi.protocol import Limits
 from shared.asgi.server import Listener, serving
 from shared.asgi.types import App, Receive, Scope, Send, header
 from shared.contract.surface import SURFACES
-from shared.link.session import Hello
-from shared.settings import Settings, SettingsError
-from shared.state import StateDir, StateError
+from shared.link.hello import Hello
+from shared.reload import reload_settings
+from shared.settings import Settings
+from shared.state import StateDir
 from shared.ticker import Ticker
 
 # What OpenAI's SDKs send from a browser (clients §1), and our own.
@@ -60,11 +63,13 @@ AuditSink = Callable[[Mapping[str, Any]], None]
 
 
 # Keys that a reload applies; everything else is bound at the start.
-_RELOADABLE = (
+RELOADABLE = (
     "plans.",
     "edge.allowed_origins",
+    "edge.page",
     "edge.anonymous",
     "edge.anonymous_raw_models",
+    "edge.invites",
     "edge.trusted_proxies",
     "edge.max_body",
     "edge.request_timeout",
@@ -89,24 +94,19 @@ class Edge:
     def reload(self) -> None:
         """Read the settings again and apply what can change while it runs; a mistake keeps the old ones and is
         logged."""
-        try:
-            settings = self.settings.reread()
-            plans = plans_from(settings.plans)
-            tokens = _tokens(settings, self.state)
-        except (SettingsError, StateError, ValueError) as error:
-            logger.error("the settings stay as they were: {}", error)
-            return
-        changed = [key for key in self.settings.changed(settings) if key.startswith(("edge.", "plans.", "logs."))]
-        later = [key for key in changed if not key.startswith(_RELOADABLE)]
-        services, self.settings = self.services, settings
-        services.policy = _policy(settings)
-        services.plans = plans
-        services.tokens = tokens
+        self.settings = reload_settings(
+            "edge", self.settings, self._apply, sections=("edge.", "plans.", "logs."), applied=RELOADABLE
+        )
+
+    def _apply(self, settings: Settings) -> None:
+        services = self.services
+        tokens = _tokens(settings, self.state)  # may raise StateError, so it is the first
+        # Whether credentials are asked for was allowed, or not, for the address that is listened on.
+        policy = replace(_policy(settings), require_authentication=services.policy.require_authentication)
+        services.tokens, services.policy, services.plans = tokens, policy, plans_from(settings.plans)
         services.addresses = ClientAddress(settings.edge.trusted_proxies)
+        services.store.abandoned_after = settings.edge.request_timeout + _USAGE_WITHIN
         self.app = create_app(services, self.audit)
-        logger.info("reloaded {}", ", ".join(key for key in changed if key not in later) or "nothing new")
-        if later:
-            logger.warning("restart the edge for {}", ", ".join(later))
 
     async def drain(self) -> None:
         self.services.draining = True
@@ -116,7 +116,7 @@ class Edge:
 @asynccontextmanager
 async def run_edge(settings: Settings, audit_sink: AuditSink) -> AsyncIterator[Edge]:
     """Open the store, dial the nodes and serve until the block is left; everything is closed then. Raises CannotListen,
-    StateError or StoreError with a sentence for the person who starts it."""
+    SiteError, StateError or StoreError with a sentence for the person who starts it."""
     configured = settings.edge
     state = StateDir(settings.state)
     store = SQLiteStore(
@@ -166,6 +166,7 @@ def _services(settings: Settings, state: StateDir, store: SQLiteStore) -> Servic
     ]
     hello = Hello(link_id(store.pseudonym_key, "edge group"), secrets.token_hex(8), __version__)
     services = Services(
+        site=Site.load(),
         policy=_policy(settings),
         plans=plans_from(settings.plans),
         tokens=_tokens(settings, state),
@@ -186,7 +187,9 @@ def _policy(settings: Settings) -> Policy:
     return Policy(
         allowed_origins=frozenset(configured.allowed_origins),
         require_authentication=configured.require_authentication,
+        page=configured.page,
         anonymous=configured.anonymous,
+        invites=configured.invites,
         anonymous_raw_models=configured.anonymous_raw_models,
         max_body=configured.max_body,
         request_timeout=configured.request_timeout,
@@ -200,8 +203,9 @@ def _tokens(settings: Settings, state: StateDir) -> Tokens:
 
 def create_app(edge: Services, audit: Audit) -> App:
     """The routes of design §3.5 that this version has, behind id, CORS and envelope."""
-    tokens, lists, health = TokenRoutes(edge), ListRoutes(edge), HealthRoutes(edge)
-    stop = StopRoute(edge)
+    limiter = rate_limiter(edge)
+    tokens, pages = TokenRoutes(edge, limiter), PageRoutes(edge.site, limiter, page=edge.policy.page)
+    lists, health, stop = ListRoutes(edge), HealthRoutes(edge), StopRoute(edge)
     routes = [
         *(Route(surface.path, ChatEndpoint(surface, edge), methods=["POST"]) for surface in SURFACES.values()),
         Route("/v1/token", tokens.mint, methods=["POST"]),
@@ -216,10 +220,11 @@ def create_app(edge: Services, audit: Audit) -> App:
         Route("/livez", health.livez),
         Route("/readyz", health.readyz),
         Route("/metrics", health.metrics),
+        *pages.routes,
         WebSocketRoute("/{path:path}", no_websocket),
     ]
     envelope = Envelope(Router(routes))
-    envelope.state.limiter = tokens.limiter
+    envelope.state.limiter = limiter
     cors = CORSMiddleware(
         envelope,
         allow_origins=sorted(edge.policy.allowed_origins),
@@ -230,7 +235,7 @@ def create_app(edge: Services, audit: Audit) -> App:
     )
 
     async def by_origin(scope: Scope, receive: Receive, send: Send) -> None:
-        # Programs send no Origin. Nothing here is cacheable, so their answers need no Vary either.
+        # Programs send no Origin. What may be cached is open to every origin, so answers to them need no Vary either.
         await (envelope if header(scope, b"origin") is None else cors)(scope, receive, send)
 
     return Front(by_origin, audit.finished)

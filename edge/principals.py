@@ -8,12 +8,14 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["anonymous", "key", "token", "local"]
+Kind = Literal["anonymous", "invite", "key", "token", "local"]
 
 SECONDS_PER_DAY = 86_400
 # 128 bits: collisions and guesses stay out of reach (design §3.8); 22 characters of base64.
 _PSEUDONYM_BYTES = 16
 _MAPPED_IPV4 = b"\0" * 10 + b"\xff\xff"
+# Before an invite's own id, in the ids of the callers that it let in.
+_INVITED = "invite_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,17 @@ def address_block(ip: str) -> str:
 def anonymous_id(secret: bytes, ip: str, origin: str, day: int) -> str:
     """The id of an anonymous caller, the same all day: a fresh token is not a fresh quota. ``day`` as ``day_of``."""
     return _pseudonym(secret, "anonymous", address_block(ip), origin, str(day))
+
+
+def invited_id(secret: bytes, invite: str, ip: str, origin: str | None) -> str:
+    """The id of a caller let in by the invite with id ``invite``, the same for as long as address and origin are: who
+    enters the code again is no new caller. A program has no ``origin``."""
+    return f"{_INVITED}{invite}_{_pseudonym(secret, 'invite', invite, address_block(ip), origin or '')}"
+
+
+def invite_of(principal: Principal) -> str | None:
+    """The id of the invite that let ``principal`` in, None for any other kind."""
+    return principal.id.removeprefix(_INVITED).partition("_")[0] if principal.kind == "invite" else None
 
 
 def link_id(secret: bytes, principal_id: str) -> str:

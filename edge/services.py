@@ -9,6 +9,7 @@ from edge.chats import Chats
 from edge.client_address import ClientAddress
 from edge.metrics import Metrics
 from edge.plans import Plan
+from edge.site import Site
 from edge.store.sqlite import SQLiteStore
 from edge.tokens import Tokens
 from edge.upstreams import Upstreams
@@ -20,7 +21,9 @@ class Policy:
 
     allowed_origins: frozenset[str]
     require_authentication: bool
+    page: bool
     anonymous: bool
+    invites: bool
     anonymous_raw_models: bool
     max_body: int
     request_timeout: float
@@ -28,6 +31,7 @@ class Policy:
 
 @dataclass(slots=True)
 class Services:
+    site: Site
     policy: Policy
     plans: Mapping[str, Plan]
     tokens: Tokens

@@ -15,7 +15,8 @@ from loguru import logger
 
 from shared.contract.errors import ApiError
 from shared.contract.snapshot import NodeSnapshot
-from shared.link.session import Hello, Session
+from shared.link.hello import Hello
+from shared.link.session import Session
 from shared.link.transports import DIAL_WITHIN, DialledTransport, DialRefused
 
 # Seconds between dials: quick at first, because a node usually restarts within a second or two; full jitter on top.

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from hearthlink import chat, config, keys, model, serve, smoke, tokens, up
+from hearthlink import chat, config, invites, keys, model, serve, smoke, tokens, up
 from hearthlink.output import Failure, Status, say
 from shared import __version__
 
@@ -56,9 +56,10 @@ def build(invocation: _Invocation) -> typer.Typer:
     app.command()(smoke.smoke)
     for group, text, verbs in (
         ("key", "API keys of the edge on this machine.", (keys.create, keys.list_, keys.revoke)),
+        ("invite", "Invites to the edge on this machine.", (invites.create, invites.list_, invites.revoke)),
         ("token", "Access tokens of the edge on this machine.", (tokens.mint,)),
         ("model", "Models on this machine, and those of a hub.", (model.pull, model.list_, model.rm)),
-        ("config", "Settings of this machine.", (config.show, config.check)),
+        ("config", "Settings of this machine.", (config.show, config.check, config.reference)),
     ):
         members = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
         for verb in verbs:

@@ -1,4 +1,4 @@
-"""``hearthlink config show|check``: what the settings are, where each came from, and whether they can be used."""
+"""``hearthlink config show|check|reference``: what the settings are, whether they can be used, and which there are."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ def check(json: options.Json = False, config: options.Config = None) -> None:
         raise Failure("\n".join(problems), Status.USAGE)
 
 
+def reference() -> None:
+    """Print every setting as Markdown: type, default, variable, what it does, and whether a reload applies it."""
+    from hearthlink.reference import markdown
+
+    print(markdown(), end="")
+
+
 def _problems(config: Path | None) -> list[str]:
     from edge.plans import plans_from
     from node.prompts import SHIPPED, BrokenChatType, ChatTypes
@@ -38,6 +45,10 @@ def _problems(config: Path | None) -> list[str]:
     except Failure as failure:
         return str(failure).splitlines()
     problems = []
+    try:
+        options.wanted_model(settings)
+    except Failure as failure:
+        problems.append(str(failure))
     try:
         plans_from(settings.plans)
     except ValueError as error:

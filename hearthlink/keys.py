@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hearthlink import options
+from hearthlink.database import local_database
 from hearthlink.output import Failure, Status, print_json, print_table, say
 from hearthlink.tokens import plan_named
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from edge.store.keys import KeyInfo
-    from shared.settings import Settings
 
 _DEFAULT_SCOPES = ("chat",)
 
@@ -50,11 +45,8 @@ def create(
             f"The plan {plan} does not have the scope {missing[0]!r}. It has: {', '.join(allowed)}.", Status.USAGE
         )
     ends = _end(expires)
-    with _database(settings) as connection:
-        try:
-            key = keys.create(connection, name, plan, scopes, ends)
-        except keys.KeyAdminError as error:
-            raise Failure(str(error), Status.USAGE) from None
+    with local_database(settings) as connection:
+        key = keys.create(connection, name, plan, scopes, ends)
     if json:
         print_json({"key": key, "name": name, "plan": plan, "scopes": scopes, "expires_at": ends})
     else:
@@ -67,7 +59,7 @@ def list_(json: options.Json = False, config: options.Config = None) -> None:
     """List the API keys, without their secrets."""
     from edge.store import keys
 
-    with _database(options.settings_from(config)) as connection:
+    with local_database(options.settings_from(config)) as connection:
         found = keys.list_keys(connection)
     if json:
         print_json([_row(info) for info in found])
@@ -85,37 +77,12 @@ def revoke(
     """Revoke an API key, and every token made with it."""
     from edge.store import keys
 
-    with _database(options.settings_from(config)) as connection:
-        try:
-            info = keys.revoke(connection, which)
-        except keys.KeyAdminError as error:
-            raise Failure(str(error), Status.NOT_FOUND) from None
+    with local_database(options.settings_from(config)) as connection:
+        info = keys.revoke(connection, which)
     if json:
         print_json({"id": info.id, "name": info.name, "revoked": True})
     else:
         say(f"The key {info.name} ({info.id}) is revoked; a running edge refuses it from now on.")
-
-
-@contextmanager
-def _database(settings: Settings) -> Iterator[sqlite3.Connection]:
-    import sqlite3
-
-    from edge.store.database import StoreError
-    from edge.store.keys import open_for_admin
-    from shared.state import StateError
-
-    path: Path | None = None
-    try:
-        path = options.state_of(settings).database
-        connection = open_for_admin(path)
-        try:
-            yield connection
-        finally:
-            connection.close()
-    except (StateError, StoreError) as error:
-        raise Failure(str(error)) from None
-    except sqlite3.Error as error:
-        raise Failure(f"The database {path} cannot be used ({error}). Stop what holds it, then try again.") from None
 
 
 def _end(expires: str | None) -> int | None:

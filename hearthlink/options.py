@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +12,11 @@ import typer
 from hearthlink.output import Failure, Status
 
 if TYPE_CHECKING:
+    from hearthlink.models.wanted import Wanted
     from shared.settings import Settings
     from shared.state import StateDir
+
+MODEL = "node.runtime.model"
 
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings file, instead of the one that is found.")
@@ -55,8 +57,7 @@ def state_of(settings: Settings) -> StateDir:
 
 
 def runtime_flags(model: str | None, runtime: str | None) -> dict[str, str]:
-    """The settings that ``--model`` or ``--runtime`` stands for; ``pull_missing`` brings the file. Raises Failure when
-    both are given, and for a model that cannot be one."""
+    """The settings that ``--model`` or ``--runtime`` stands for. Raises Failure when both are given."""
     if model is not None and runtime is not None:
         raise Failure(
             "--model and --runtime exclude each other: the first loads a file here, the second uses a server that"
@@ -64,24 +65,41 @@ def runtime_flags(model: str | None, runtime: str | None) -> dict[str, str]:
             Status.USAGE,
         )
     if model is not None:
-        from hearthlink.models.wanted import wanted
-        from shared.settings import state_folder
-
-        path = wanted(model, state_folder(os.environ)[0]).path
-        return {"node.runtime.kind": "embedded", "node.runtime.model": str(path)}
+        return {"node.runtime.kind": "embedded", MODEL: model}
     if runtime is not None:
         return {"node.runtime.kind": "openai", "node.runtime.url": runtime}
     return {}
 
 
-def pull_missing(model: str | None, settings: Settings) -> None:
-    """Pull the model of ``--model`` when it is one of a hub and not here yet. Raises Failure."""
-    from hearthlink.models.shelf import Shelf
-    from hearthlink.models.wanted import bring, wanted
+def wanted_model(settings: Settings) -> Wanted | None:
+    """The model that a node with ``settings`` loads; None when it loads none, or looks around first. Raises Failure for
+    a name that means no model."""
+    from hearthlink.models.wanted import Wanted, wanted
 
-    choice = wanted(model, settings.state).choice if model is not None else None
-    if choice is not None and not Shelf(settings.state).is_ready(choice.reference):
-        bring(choice, state_of(settings).path)
+    runtime = settings.node.runtime
+    if runtime.model is None or not runtime.embedded:
+        return None
+    if isinstance(runtime.model, Path):
+        return Wanted(runtime.model)
+    try:
+        return wanted(runtime.model, settings.state)
+    except Failure as failure:
+        origin = settings.origin(MODEL)
+        place = "" if origin == "flag" else f"{MODEL} ({origin}): "
+        raise Failure(f"{place}{failure}", failure.status) from None
+
+
+def pull_missing(wanted: Wanted | None, settings: Settings) -> dict[str, str]:
+    """Pull the model when it is one of a hub and not here yet; for one that was given by its name, the setting that
+    says where it is. Raises Failure."""
+    from hearthlink.models.shelf import Shelf
+    from hearthlink.models.wanted import bring
+
+    if wanted is None or wanted.choice is None:
+        return {}
+    if not Shelf(settings.state).is_ready(wanted.choice.reference):
+        bring(wanted.choice, state_of(settings).path)
+    return {MODEL: str(wanted.path)}
 
 
 def read_secret(given: str | None, name: str) -> str | None:

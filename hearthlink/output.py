@@ -7,7 +7,10 @@ import re
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # C0 and C1 but for line feed and tab: with these a text could move the cursor, or send keys to the terminal.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -40,9 +43,25 @@ def printable(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def say(text: str) -> None:
-    """A line for the person, on standard error."""
-    print(printable(text), file=sys.stderr, flush=True)
+def moving_terminal() -> Console | None:
+    """Standard error as a terminal for what moves (a spinner, a bar); None where nothing can."""
+    if not sys.stderr.isatty():
+        return None
+    # Imported only where it is used: a second start is to be quick.
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    return None if console.is_dumb_terminal else console
+
+
+def say(text: str, above: Console | None = None) -> None:
+    """A line for the person, on standard error; ``above`` what moves on that console."""
+    if above is None:
+        print(printable(text), file=sys.stderr, flush=True)
+        return
+    from rich.text import Text
+
+    above.print(Text(printable(text)))
 
 
 def print_json(value: Any) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from hearthlink.output import printable, say
+from hearthlink.output import moving_terminal, printable, say
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -24,14 +23,9 @@ class Progress:
         self._shown_at = 0.0
 
     def __enter__(self) -> Progress:
-        # Imported only where it is used: a second start is to be quick.
-        if sys.stderr.isatty():
-            from rich.console import Console
-
-            console = Console(stderr=True, highlight=False)
-            if not console.is_dumb_terminal:
-                self._spinner = console.status("Starting node and edge.")
-                self._spinner.start()
+        if (console := moving_terminal()) is not None:
+            self._spinner = console.status("Starting node and edge.")
+            self._spinner.start()
         return self
 
     def __exit__(
@@ -53,12 +47,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        if self._spinner is not None:
-            from rich.text import Text
-
-            self._spinner.console.print(Text(printable(text)))
-        else:
-            say(text)
+        say(text, above=self._spinner.console if self._spinner is not None else None)
 
     def stop(self) -> None:
         """Take the spinner away; idempotent."""

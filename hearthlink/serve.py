@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +15,6 @@ from hearthlink.output import Failure, Status, say
 if TYPE_CHECKING:
     from shared.settings import Settings
 
-# sysexits.h EX_CONFIG: a supervisor need not start it again before something was mended.
-_MEND_FIRST = 78
 # Of pulling a model: a supervisor may well try again.
 _MAY_PASS = frozenset({Status.UNAVAILABLE, Status.INTERRUPTED})
 
@@ -42,7 +41,7 @@ def edge(
         "edge.allowed_origins": allowed_origin or None,
         "edge.upstreams.default.url": node,
     }
-    _run(main, config, flags)
+    _run(main, lambda: options.settings_from(config, flags))
 
 
 def node(
@@ -64,18 +63,22 @@ def node(
         "node.chat_types": None if chat_types is None else str(chat_types),
         **options.runtime_flags(model, runtime),
     }
-    _run(main, config, flags, model)
+    _run(main, lambda: _with_model(config, flags))
 
 
-def _run(
-    main: Callable[[Settings], int], config: Path | None, flags: Mapping[str, Any], model: str | None = None
-) -> None:
+def _with_model(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """The settings, and the model that they name is here. Raises Failure."""
+    settings = options.settings_from(config, flags)
+    found = options.pull_missing(options.wanted_model(settings), settings)
+    return options.settings_from(config, {**flags, **found}) if found else settings
+
+
+def _run(main: Callable[[Settings], int], load: Callable[[], Settings]) -> None:
     try:
-        settings = options.settings_from(config, flags)
-        options.pull_missing(model, settings)
+        settings = load()
     except Failure as failure:
         if failure.status in _MAY_PASS:
             raise
         say(str(failure))
-        raise typer.Exit(_MEND_FIRST) from None
+        raise typer.Exit(os.EX_CONFIG) from None  # a supervisor need not start it again before something was mended
     raise typer.Exit(main(settings))

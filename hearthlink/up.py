@@ -54,38 +54,39 @@ def up(
     chosen = options.runtime_flags(model, runtime)
     configured = options.settings_from(config, chosen)
     port = _port(port, configured)
+    wanted = options.wanted_model(configured)
     flags = {**chosen, **_addresses(port, configured)}
 
     def environment(node_port: int) -> Mapping[str, str]:
         return _environment({**flags, **_node_address(node_port, configured)}, config)
 
     with ports.claimed(port):
-        options.pull_missing(model, configured)
-        _check_model(configured)
+        flags |= options.pull_missing(wanted, configured)
+        if wanted is not None:
+            _check_model(wanted.path)
         settings = options.settings_from(config, flags)
         raise typer.Exit(asyncio.run(_Up(settings, port, environment, config, not no_browser, verbose).run()))
 
 
-def _check_model(settings: Settings) -> None:
+def _check_model(model: Path) -> None:
     """Refuse a model file that cannot be loaded before anything is started. Raises Failure."""
     from hearthlink.models.catalogue import short_names
-    from node.runtimes.gguf import NotGGUFError, read_header
+    from node.runtimes.gguf import NotGGUFError
+    from node.runtimes.model_file import read_model
 
-    runtime = settings.node.runtime
-    if runtime.model is None or runtime.kind == "openai" or "model" not in runtime.model_fields_set:
-        return
     advice = (
         "Name a GGUF file with --model PATH, a model to pull with --model hf:owner/repo/file.gguf or"
         f" {short_names()}, or a server that runs already with --runtime URL."
     )
     try:
-        read_header(runtime.model)
-    except FileNotFoundError:
-        raise Failure(f"There is no model file {runtime.model}. {advice}", Status.NOT_FOUND) from None
+        read_model(model)
+    except FileNotFoundError as error:
+        raise Failure(f"There is no model file {error.filename}. {advice}", Status.NOT_FOUND) from None
     except OSError as error:
-        raise Failure(f"The model file {runtime.model} cannot be read: {error.strerror}. {advice}") from None
+        file = error.filename or model
+        raise Failure(f"The model file {file} cannot be read: {error.strerror}. {advice}") from None
     except NotGGUFError as error:
-        raise Failure(f"{runtime.model} is no model: it {error}. {advice}") from None
+        raise Failure(f"{model} is no model: it {error}. {advice}") from None
 
 
 def _port(asked: int | None, settings: Settings) -> int:
@@ -176,7 +177,7 @@ class _Up:
         log.quiet = False
         url = f"http://{ports.HOST}:{self.port}"
         print(welcome.text(url, self.port + 1, ready.model, ready.runtime, self.settings, self.config), flush=True)
-        if self.browser:
+        if self.browser and self.settings.edge.page:
             welcome.open_page(url)
         ended = await _unless(signals.first, pair.ended())
         if ended is not None:

@@ -20,17 +20,20 @@ if TYPE_CHECKING:
 _TOKEN_HOURS = 24
 _CHAT_TYPE = "whereToGo"
 _QUESTION = "It is raining and we have two kids with us."
-# The chat page; a checkout or package without it has nothing to open.
-_PAGE = Path(__file__).resolve().parent.parent / "web" / "index.html"
+_TOY = ", a toy of 5 MB that came along; a real one: --model smollm2-360m"
 
 
 def text(url: str, ops_port: int, model: str, runtime: str, settings: Settings, config: Path | None) -> str:
     """Some lines for standard output; the one to try works when it is pasted into a shell. Raises Failure."""
+    from shared.settings_sections import DEMO_MODEL
+
     curl = shutil.which("curl") is not None
     hint = f" (its token is good for {_TOKEN_HOURS} hours)" if curl else ""
+    toy = runtime == "embedded" and settings.node.runtime.model == DEMO_MODEL
     lines = (
         f"Hearthlink answers at {url}",
-        f"  model       {model} ({runtime})",
+        f"  page        {url}/ in your browser" if settings.edge.page else "  page        off (edge.page)",
+        f"  model       {model} ({runtime}){_TOY if toy else ''}",
         f"  state       {settings.state}",
         f"  operations  http://{HOST}:{ops_port}/metrics",
         f"Try it, here or in another terminal{hint}:",
@@ -68,7 +71,7 @@ def _behind_proxy() -> bool:
     return proxied and HOST not in os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).split(",")
 
 
-def open_page(url: str, page: Path = _PAGE) -> bool:
-    """Open ``url`` in the person's browser; False where there is no page, no person or no display."""
+def open_page(url: str) -> bool:
+    """Open ``url`` in the person's browser; False where there is no person or no display."""
     shows = sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
-    return page.is_file() and shows and sys.stdout.isatty() and webbrowser.open(url)
+    return shows and sys.stdout.isatty() and webbrowser.open(url)

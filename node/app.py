@@ -28,8 +28,9 @@ from shared.asgi.protocol import Limits
 from shared.asgi.server import Listener, serving
 from shared.asgi.types import App
 from shared.contract.surface import SURFACES
-from shared.settings import Settings, SettingsError
-from shared.state import StateDir, StateError
+from shared.reload import reload_settings
+from shared.settings import Settings
+from shared.state import StateDir
 from shared.ticker import Ticker
 
 # The largest body an edge may be set to accept; the edge's own limit is the one callers meet.
@@ -37,7 +38,7 @@ _MAX_BODY = 8 << 20
 
 
 # Keys that a reload applies; everything else is bound at the start. Chat types need none, their files are watched.
-_RELOADABLE = ("node.tokens", "node.queue", "node.max_tokens", "node.first_token_timeout", "node.stall_timeout")
+RELOADABLE = ("node.tokens", "node.queue", "node.max_tokens", "node.first_token_timeout", "node.stall_timeout")
 
 
 @dataclass(slots=True)
@@ -55,23 +56,17 @@ class Node:
     def reload(self) -> None:
         """Read the settings again and apply what can change while it runs; a mistake keeps the old ones and is
         logged."""
-        try:
-            settings = self.settings.reread()
-            tokens = _tokens(settings, self.state)
-        except (SettingsError, StateError) as error:
-            logger.error("the settings stay as they were: {}", error)
-            return
-        changed = [key for key in self.settings.changed(settings) if key.startswith(("node.", "logs."))]
-        later = [key for key in changed if not key.startswith(_RELOADABLE)]
-        self.settings, node = settings, self.services
-        self.admission.accept(tokens)
+        self.settings = reload_settings(
+            "node", self.settings, self._apply, sections=("node.", "logs."), applied=RELOADABLE
+        )
+
+    def _apply(self, settings: Settings) -> None:
+        self.admission.accept(_tokens(settings, self.state))  # may raise StateError, before anything has changed
+        node = self.services
         node.turns.queue_limit = settings.node.queue
         node.max_tokens = settings.node.max_tokens
         node.timeouts = _timeouts(settings)
         self.link.push()
-        logger.info("reloaded {}", ", ".join(key for key in changed if key not in later) or "nothing new")
-        if later:
-            logger.warning("restart the node for {}", ", ".join(later))
 
     async def drain(self) -> None:
         self.services.draining = True

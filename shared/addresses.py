@@ -87,9 +87,12 @@ def origin(text: str) -> str:
 
 
 def network(text: str) -> str:
-    """``text`` when it is an IP address or a network such as ``"10.0.0.0/8"``. Raises ValueError."""
+    """``text`` when it is an IP address or a network such as ``"10.0.0.0/8"``. Raises ValueError, also for one that
+    holds every address."""
     try:
-        ipaddress.ip_network(text, strict=False)
+        prefix = ipaddress.ip_network(text, strict=False).prefixlen
     except ValueError:
         raise ValueError('is neither an IP address nor a network: write "10.1.2.3" or "10.0.0.0/8"') from None
+    if prefix == 0:
+        raise ValueError("is every address: any caller could choose theirs. List your proxies only")
     return text

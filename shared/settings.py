@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
 
-from shared import settings_schema
+from shared import model_names, settings_schema
 from shared.settings_fields import named
 from shared.settings_sections import (
     EdgeSettings,
@@ -158,7 +158,6 @@ def _gather(config: Path | None, flags: Mapping[str, Any], environ: Mapping[str,
     layers = Layers()
     if file := find_file(config, environ):
         layers.put((), read_file(file), f"file {file}")
-        _resolve_paths(layers, file.absolute().parent)
     known = {".".join(key) for key, _ in settings_schema.leaves(Settings)}
     if folder := environ.get("CREDENTIALS_DIRECTORY"):
         for key, text, origin in read_credentials(folder, known, Settings.model_fields):
@@ -170,14 +169,22 @@ def _gather(config: Path | None, flags: Mapping[str, Any], environ: Mapping[str,
             layers.put(tuple(dotted.split(".")), value, "flag")
     if url := environ.get("LM_STUDIO_BASE_URL"):
         _lm_studio(layers, url)
+    _resolve_paths(layers, file)
     return layers
 
 
-def _resolve_paths(layers: Layers, folder: Path) -> None:
-    """A path in the file is relative to the file, so that it means the same from everywhere."""
+def _resolve_paths(layers: Layers, file: Path | None) -> None:
+    """A path in the file is relative to the file, so that it means the same from everywhere. What may be a name too is
+    a path only when that file is there."""
     for key, entry in layers.entries.items():
-        if isinstance(entry.value, str) and settings_schema.is_path(settings_schema.annotation_of(Settings, key)):
-            layers.entries[key] = entry._replace(value=str(folder / Path(entry.value).expanduser()))
+        annotation = settings_schema.annotation_of(Settings, key)
+        if not isinstance(entry.value, str) or not entry.value.strip() or not settings_schema.is_path(annotation):
+            continue
+        folder = file.parent if file and entry.origin == f"file {file}" else Path()
+        path = (folder / os.path.expanduser(entry.value)).absolute()
+        may_be_name = settings_schema.mentions(annotation, str) and model_names.is_name(entry.value)
+        if not may_be_name or os.path.isfile(path):  # Path.is_file raises on a name that is too long
+            layers.entries[key] = entry._replace(value=str(path))
 
 
 def _lm_studio(layers: Layers, url: str) -> None:

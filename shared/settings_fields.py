@@ -6,13 +6,14 @@ A check raises ValueError with the rest of a sentence that begins with key, valu
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from shared import addresses, quantities
+from shared import addresses, model_names, quantities
 
 Member = TypeVar("Member")
 
@@ -62,8 +63,23 @@ def _header_text(key: SecretStr) -> SecretStr:
     return key
 
 
+def _filled(value: Any) -> Any:
+    """Refuses an empty text, which as a path would be the working folder."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("is empty: write what is meant, or leave the key out")
+    return value
+
+
 def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
+    return Path(os.path.expanduser(path)).absolute()  # unlike Path.expanduser, leaves a ~ that is nobody's as it is
+
+
+def _model(value: Any) -> Any:
+    """A name stays text, anything else is the path of a file."""
+    if not isinstance(value, str | Path):
+        raise ValueError("is neither the path of a GGUF file nor the name of a model: write it as text")
+    _filled(value)
+    return value if isinstance(value, str) and model_names.is_name(value) else _absolute(Path(value))
 
 
 def named(members: dict[str, Member]) -> dict[str, Member]:
@@ -81,7 +97,8 @@ Bytes = Annotated[int, BeforeValidator(quantities.size)]
 Bearer = Annotated[SecretStr, AfterValidator(_bearer)]
 ApiKey = Annotated[SecretStr, AfterValidator(_header_text)]
 SigningKey = Annotated[SecretStr, AfterValidator(_signing_key)]
-AnyPath = Annotated[Path, AfterValidator(_absolute)]
+AnyPath = Annotated[Path, BeforeValidator(_filled), AfterValidator(_absolute)]
+Model = Annotated[Path | str, BeforeValidator(_model)]
 FromText = BeforeValidator(_list)
 Texts = Annotated[list[str], FromText]
 Limit = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_unlimited)]

@@ -17,6 +17,7 @@ from shared.settings_fields import (
     FromText,
     Limit,
     Listen,
+    Model,
     Network,
     Origin,
     Seconds,
@@ -39,11 +40,22 @@ class Section(BaseModel):
 class UpstreamSettings(Section):
     """One node. ``link``: the edge dials ``url``; ``bridge``: the node dials in. ``priority``: lower is asked first."""
 
-    kind: Literal["link", "bridge"] = "link"
-    url: str
-    token: Bearer | None = None  # None: the state's node-token
-    priority: int = Field(default=0, ge=0, le=1000)
-    links: int = Field(default=1, ge=1, le=8)  # connections that streams are spread over
+    kind: Literal["link", "bridge"] = Field(
+        default="link",
+        description="`link`: the edge dials `url`. `bridge`: the node dials in, which this version does not do yet.",
+    )
+    url: str = Field(description="The node's link, `ws://HOST:PORT/link`. The upstream `default` has this machine's.")
+    token: Bearer | None = Field(
+        default=None,
+        description="What the edge shows the node, one of its `node.tokens`. Without it, the state's `node-token`.",
+    )
+    priority: int = Field(default=0, ge=0, le=1000, description="The lowest is asked first.")
+    links: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="Connections that this node's answers are spread over. One is enough where no packets are lost.",
+    )
 
     @field_validator("url")
     @classmethod
@@ -56,25 +68,74 @@ class UpstreamSettings(Section):
 class EdgeSettings(Section):
     """``[edge]``: the public side."""
 
-    listen: Listen = "127.0.0.1:8700"
-    ops_listen: Listen = "127.0.0.1:8701"
-    public_url: str | None = None  # scheme and host as callers see them
-    allowed_origins: Annotated[list[Origin], FromText] = []
-    require_authentication: bool = True
-    anonymous: bool = True  # the door for browsers without an account
-    anonymous_raw_models: bool = False  # anonymous callers get chat types only
-    trusted_proxies: Annotated[list[Network], FromText] = []  # whose X-Forwarded-For is believed
-    token_lifetime: Seconds = Field(default=600.0, ge=10, le=30 * DAY)
-    max_body: Bytes = Field(default=MIB, ge=KIB, le=8 * MIB)
-    header_timeout: Seconds = Field(default=10.0, gt=0, le=300)
-    body_timeout: Seconds = Field(default=20.0, gt=0, le=300)
-    slow_reader_timeout: Seconds = Field(default=30.0, gt=0, le=600)
-    heartbeat: Seconds = Field(default=10.0, gt=0, le=300)
-    drain_timeout: Seconds = Field(default=20.0, ge=0, le=300)
-    request_timeout: Seconds = Field(default=600.0, gt=0, le=DAY)
-    requests_per_minute_per_ip: int = Field(default=100, ge=1, le=1_000_000)
+    listen: Listen = Field(
+        default="127.0.0.1:8700",
+        description="Where callers connect. Something that speaks TLS belongs in front of anything but loopback.",
+    )
+    ops_listen: Listen = Field(
+        default="127.0.0.1:8701", description="Metrics and full health, without a password: loopback only."
+    )
+    public_url: str | None = Field(
+        default=None,
+        description="Scheme and host as callers see them: `https://chat.example.org`. Nothing depends on it yet.",
+    )
+    allowed_origins: Annotated[list[Origin], FromText] = Field(
+        default=[], description="Pages (scheme, host, port) that may get a token and call from a browser."
+    )
+    require_authentication: bool = Field(
+        default=True, description="`false` lets every caller in as the owner; possible on loopback only."
+    )
+    page: bool = Field(default=True, description="Whether `/` is the chat page.")
+    anonymous: bool = Field(
+        default=True, description="Whether a page on an allowed origin gets a token without an account."
+    )
+    invites: bool = Field(
+        default=False, description="Whether an invite gives a token: `hearthlink invite create` makes them."
+    )
+    anonymous_raw_models: bool = Field(
+        default=False, description="Whether anonymous callers may name models; without it they get chat types only."
+    )
+    trusted_proxies: Annotated[list[Network], FromText] = Field(
+        default=[],
+        description="Addresses or networks of servers in front of the edge; their `X-Forwarded-For` is believed.",
+    )
+    token_lifetime: Seconds = Field(
+        default=600.0, ge=10, le=30 * DAY, description="How long a token of `POST /v1/token` is valid."
+    )
+    max_body: Bytes = Field(default=MIB, ge=KIB, le=8 * MIB, description="The largest request body.")
+    header_timeout: Seconds = Field(
+        default=10.0, gt=0, le=300, description="In which a request's headers must have come."
+    )
+    body_timeout: Seconds = Field(default=20.0, gt=0, le=300, description="In which a request's body must have come.")
+    slow_reader_timeout: Seconds = Field(
+        default=30.0,
+        gt=0,
+        le=600,
+        description="How long a caller may leave a stream unread before it is cut (`slow_consumer`).",
+    )
+    heartbeat: Seconds = Field(
+        default=10.0,
+        gt=0,
+        le=300,
+        description="After this silence a stream gets a comment line, so that nothing in between closes it.",
+    )
+    drain_timeout: Seconds = Field(
+        default=20.0, ge=0, le=300, description="How long running answers may go on after SIGTERM."
+    )
+    request_timeout: Seconds = Field(
+        default=600.0, gt=0, le=DAY, description="The longest an answer may take, waiting included."
+    )
+    requests_per_minute_per_ip: int = Field(
+        default=100,
+        ge=1,
+        le=1_000_000,
+        description="For all callers behind one address together (of IPv6, behind one /64).",
+    )
     upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict, validate_default=True)
-    signing_keys: Annotated[list[SigningKey], FromText] = []  # oldest first, the last one signs; empty: the state's
+    signing_keys: Annotated[list[SigningKey], FromText] = Field(
+        default=[],
+        description="They sign tokens: the last one, the others are still accepted. Empty: the state's `signing-keys`.",
+    )
 
     @field_validator("public_url")
     @classmethod
@@ -118,15 +179,44 @@ class EdgeSettings(Section):
 class RuntimeSettings(Section):
     """``[node.runtime]``: what computes the answers."""
 
-    kind: Literal["auto", "embedded", "openai"] = "auto"
-    allow_remote_runtime: bool = False
-    url: str | None = Field(default=None, validate_default=True)
-    key: ApiKey | None = None
-    model: AnyPath | None = Field(default_factory=lambda: DEMO_MODEL if DEMO_MODEL.is_file() else None)
-    default_model: str | None = Field(default=None, min_length=1, max_length=256)
-    context: int | None = Field(default=None, ge=128, le=16_777_216)  # tokens per slot; None: what the model says
-    gpu_layers: int = Field(default=-1, ge=-1)  # -1: all that fit
-    threads: int | None = Field(default=None, ge=1, le=1024)
+    kind: Literal["auto", "embedded", "openai"] = Field(
+        default="auto",
+        description="`embedded`: llama.cpp. `openai`: a server at `url`. `auto`: one found here, else `embedded`.",
+    )
+    allow_remote_runtime: bool = Field(
+        default=False, description="Whether `url` may be another machine, which then sees the prompts."
+    )
+    url: str | None = Field(
+        default=None,
+        validate_default=True,
+        description="The server of `openai`, with or without `/v1`. `LM_STUDIO_BASE_URL` is read when this is not set.",
+    )
+    key: ApiKey | None = Field(default=None, description="What that server wants as `Authorization: Bearer`.")
+    model: Model | None = Field(
+        default_factory=lambda: DEMO_MODEL if DEMO_MODEL.is_file() else None,
+        description="The GGUF file of `embedded`, or a model as `model pull` names it, which `hearthlink node` pulls.",
+    )
+    default_model: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=256,
+        description="The model that answers when nobody names one. Without it, one that the server has in memory.",
+    )
+    context: int | None = Field(
+        default=None,
+        ge=128,
+        le=16_777_216,
+        description="Tokens of prompt and answer together, for each slot. Without it, what the model says.",
+    )
+    gpu_layers: int = Field(
+        default=-1, ge=-1, description="Layers of the model that the GPU computes; -1: all that fit."
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Threads of `embedded`. Without it, one per core, less one of four and more.",
+    )
 
     @field_validator("url")
     @classmethod
@@ -149,19 +239,52 @@ class RuntimeSettings(Section):
             )
         return text
 
+    @property
+    def embedded(self) -> bool:
+        """Whether the node loads ``model``: told to, or given a model and no server. ``auto`` with neither looks around
+        first."""
+        if self.kind != "embedded" and self.url is not None:
+            return False
+        return self.kind == "embedded" or "model" in self.model_fields_set
+
 
 class NodeSettings(Section):
     """``[node]``: the side of the GPU."""
 
-    listen: Listen = "127.0.0.1:8001"
-    tokens: Annotated[list[Bearer], FromText] = []  # current and next; empty: the state's node-token
-    queue: int = Field(default=64, ge=0, le=10_000)  # requests that may wait for a slot
-    slots: int | None = Field(default=None, ge=1, le=65_536)  # answers at once; None: what the runtime says
-    chat_types: AnyPath | None = None  # a folder that replaces the shipped one
-    first_token_timeout: Seconds = Field(default=120.0, gt=0, le=DAY)
-    stall_timeout: Seconds = Field(default=60.0, gt=0, le=DAY)
-    drain_timeout: Seconds = Field(default=20.0, ge=0, le=300)
-    max_tokens: int = Field(default=4096, ge=1, le=1_000_000)  # cap of one answer
+    listen: Listen = Field(
+        default="127.0.0.1:8001", description="Where the edge's link connects. Loopback only in this version."
+    )
+    tokens: Annotated[list[Bearer], FromText] = Field(
+        default=[],
+        description="What an edge may show: the current one and the next. Empty: the state's `node-token`.",
+    )
+    queue: int = Field(
+        default=64,
+        ge=0,
+        le=10_000,
+        description="Requests that may wait for a slot; one more is refused with `overloaded`.",
+    )
+    slots: int | None = Field(
+        default=None, ge=1, le=65_536, description="Answers that run at once. Without it, what the runtime says."
+    )
+    chat_types: AnyPath | None = Field(
+        default=None, description="A folder of chat types that replaces the shipped one."
+    )
+    first_token_timeout: Seconds = Field(
+        default=120.0, gt=0, le=DAY, description="From the beginning of an answer's turn to its first token."
+    )
+    stall_timeout: Seconds = Field(
+        default=60.0, gt=0, le=DAY, description="How long the runtime may be silent in the middle of an answer."
+    )
+    drain_timeout: Seconds = Field(
+        default=20.0, ge=0, le=300, description="How long running answers may go on after SIGTERM."
+    )
+    max_tokens: int = Field(
+        default=4096,
+        ge=1,
+        le=1_000_000,
+        description="The longest answer of this node, whatever plan and chat type allow.",
+    )
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
 
     @field_validator("listen")
@@ -181,13 +304,16 @@ class PlanSettings(Section):
     ``model_fields_set`` tells what was written; ``"unlimited"`` is read as None.
     """
 
-    requests_per_minute: Limit = None
-    streams: Limit = None
-    tokens_per_day: Limit = None
-    tokens_per_request: Limit = None
-    models: Texts = []  # ids, or "*" for all
-    chat_types: Texts = []
-    scopes: Texts = []
+    requests_per_minute: Limit = Field(
+        default=None,
+        description='Requests to limited routes. `0`: none; `"unlimited"`: no limit; so for the next three.',
+    )
+    streams: Limit = Field(default=None, description="Answers that run at once.")
+    tokens_per_day: Limit = Field(default=None, description="Prompt and answer together, from 00:00 UTC.")
+    tokens_per_request: Limit = Field(default=None, description="The longest answer.")
+    models: Texts = Field(default=[], description='Models that may be named; `"*"`: all.')
+    chat_types: Texts = Field(default=[], description='Chat types that may be named; `"*"`: all.')
+    scopes: Texts = Field(default=[], description="What a key or token of this plan may hold: `chat`, `admin`.")
 
 
 class LogSettings(Section):
@@ -196,5 +322,7 @@ class LogSettings(Section):
     level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"],
         BeforeValidator(lambda level: level.upper() if isinstance(level, str) else level),
-    ] = "INFO"
-    format: Literal["auto", "json", "text"] = "auto"
+    ] = Field(default="INFO", description="What is below it is not written.")
+    format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="`auto`: text on a terminal, JSON lines anywhere else."
+    )

@@ -96,7 +96,7 @@ def find_file(chosen: Path | None, environ: Mapping[str, str]) -> Path | None:
     asked = [(chosen, "--config")] if chosen else [(environ.get("HEARTHLINK_CONFIG"), "HEARTHLINK_CONFIG")]
     for path, by in asked:
         if path:
-            if not (found := Path(path).expanduser()).is_file():
+            if not os.path.isfile(found := Path(os.path.expanduser(path))):
                 raise SettingsError(f"The settings file {found} does not exist. Correct {by} or create the file.")
             return found
     xdg = environ.get("XDG_CONFIG_HOME") or str(home(environ) / ".config")

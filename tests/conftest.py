@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -13,8 +15,19 @@ import uvloop
 from hypothesis import settings
 
 from shared import ticker
+from tests.fake_hub import FakeHub
 from tests.fake_runtime import FakeRuntime
-from tests.pair import Pair, running_pair
+from tests.pair import Pair, from_elsewhere, running_pair
+from tests.pulling import CONTENT, Pull
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser
+
+    from tests.browser import Visitor
+
+# Playwright is not made for every processor; continuous integration has one that it is made for.
+if find_spec("playwright") is None and not os.environ.get("CI"):
+    collect_ignore_glob = ["test_page_*.py", "test_client_in_page.py", "test_openai_js.py"]
 
 # A machine that others share makes one example slow now and then; tests of time say so themselves.
 settings.register_profile("any machine", deadline=None)
@@ -83,3 +96,70 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("models")
     yield make(folder / "random.gguf", parameters=100_000_000, context=4096)
     shutil.rmtree(folder)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def chromium() -> AsyncIterator[Browser]:
+    """A browser, for modules whose tests run on the module's loop."""
+    from tests.browser import running_chromium  # Playwright, which few test runs need
+
+    async with running_chromium() as browser:
+        yield browser
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def visitor(chromium: Browser) -> AsyncIterator[Visitor]:
+    """A person with a fresh profile of ``chromium``; its tabs are checked at the end."""
+    from tests.browser import visiting
+
+    async with visiting(chromium) as visitor:
+        yield visitor
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def guest(chromium: Browser) -> AsyncIterator[Visitor]:
+    """As ``visitor``, on the edge's own page and from an address of its own, if the edge trusts this machine as its
+    proxy: the limits of a module's tests are then each test's own."""
+    from tests.browser import visiting
+
+    async with visiting(chromium, extra_http_headers=from_elsewhere()) as visitor:
+        yield visitor
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[FakeHub]:
+    """A model hub that has the model ``tests.pulling.MODEL``."""
+    async with FakeHub() as hub:
+        hub.put("acme/tiny/tiny.gguf", CONTENT)
+        yield hub
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    """The folder that the model of ``tests.pulling.MODEL`` belongs in."""
+    return tmp_path / "models" / "acme" / "tiny" / "main"
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits before another try, which take no time here."""
+    waited: list[float] = []
+    monkeypatch.setattr("hearthlink.models.patience.time.sleep", waited.append)
+    return waited
+
+
+@pytest.fixture
+def pull(
+    hub: FakeHub,
+    tmp_path: Path,
+    pauses: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Pull:
+    """``await pull()`` runs ``hearthlink model pull`` against ``hub``."""
+    monkeypatch.setenv("HEARTHLINK_STATE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return Pull(capsys)

@@ -93,6 +93,23 @@ def normal(n: int = 5, delay: float = 0.0, *, usage: Any = "counted", prefill: f
     return script
 
 
+def saying(content: str, size: int = 8, delay: float = 0.0, *, whole: bool = True) -> Script:
+    """A good answer with this text, ``size`` characters an event, ``delay`` seconds before each; unless it is ``whole``
+    it has no end."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.send(role_chunk())
+        for start in range(0, len(content), size):
+            await asyncio.sleep(delay)
+            await exchange.send(chunk({"content": content[start : start + size]}))
+        if whole:
+            await exchange.send(chunk({}, "stop") + DONE)
+        await exchange.end_stream()
+
+    return script
+
+
 def completion(n: int) -> dict[str, Any]:
     message = {"role": "assistant", "content": text(n)}
     return {

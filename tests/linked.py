@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import pytest
 
 from shared.asgi.protocol import Limits
 from shared.asgi.server import Listener, serving
@@ -18,7 +19,8 @@ from shared.contract.surface import SURFACES
 from shared.link import SUBPROTOCOL, frames
 from shared.link.call import Call, End, Outlet
 from shared.link.frames import Kind, pack_json, unpack
-from shared.link.session import Hello, LinkClosed, Session, Transport
+from shared.link.hello import Hello
+from shared.link.session import LinkClosed, Session, Transport
 from shared.link.transports import AsgiTransport, DialledTransport
 from shared.ticker import Ticker
 
@@ -26,6 +28,9 @@ EDGE_HELLO = Hello("edge-id", "edge-boot", "1")
 NODE_HELLO = Hello("node-id", "node-boot", "1")
 # Messages of one direction that may wait in memory, so that a writer meets back pressure as on a socket.
 _ROOM = 2
+
+# For tests that must hold on both kinds of ``linked``.
+BOTH = pytest.mark.parametrize("over", ["memory", "websocket"])
 
 Frame = tuple[int, int, bytes]
 Serve = Callable[[Call, Outlet], Awaitable[End]]

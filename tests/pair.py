@@ -23,7 +23,7 @@ import aiohttp
 
 from edge.app import Edge, run_edge
 from edge.store import keys
-from edge.store.database import connect
+from edge.store.database import connect, open_for_admin
 from node.app import Node, run_node
 from shared.contract.sse import Decoder, Event
 from shared.settings import Settings, load_settings
@@ -65,7 +65,7 @@ def from_elsewhere() -> dict[str, str]:
 
 def create_key(state: Path, plan: str = "owner", name: str | None = None) -> str:
     """An API key, made as the command line makes it; an edge that runs already sees it within a second."""
-    connection = keys.open_for_admin(StateDir(state).database)
+    connection = open_for_admin(StateDir(state).database)
     try:
         return keys.create(connection, name or f"test-{plan}-{time.time_ns()}", plan, ("chat",))
     finally:
@@ -73,7 +73,7 @@ def create_key(state: Path, plan: str = "owner", name: str | None = None) -> str
 
 
 def revoke_key(state: Path, key: str) -> None:
-    connection = keys.open_for_admin(StateDir(state).database)
+    connection = open_for_admin(StateDir(state).database)
     try:
         keys.revoke(connection, key)
     finally:

@@ -16,7 +16,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from edge.store.keys import KeyRing, open_for_admin
+from edge.store.database import open_for_admin
+from edge.store.keys import KeyRing
 from edge.tokens import Tokens
 from hearthlink.__main__ import main
 from hearthlink.output import printable
@@ -58,7 +59,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 def test_help_names_every_verb_and_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    for verb in ("up", "edge", "node", "chat", "smoke", "key", "token", "config"):
+    for verb in ("up", "edge", "node", "chat", "smoke", "key", "invite", "token", "config"):
         assert f"\n  {verb} " in out
     assert "2 wrong flags or settings" in " ".join(out.split())
 
@@ -189,6 +190,67 @@ def test_a_state_folder_that_cannot_be_used_is_named(
     monkeypatch.setenv("HEARTHLINK_STATE", "/proc/no/such")
     status, _, err = run(capsys, "key", "list")
     assert status == 1 and "/proc/no/such" in err and "HEARTHLINK_STATE" in err
+
+
+# -- invite -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_invite_is_printed_once_and_kept_as_a_hash(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, "invite", "create", "--uses", "5", "--hours", "2", "--plan", "owner")
+    invite = out.strip()
+    assert status == 0 and invite.startswith("hli_") and out.count("\n") == 1
+    assert "plan owner and 5 uses" in err and invite not in err
+    assert "edge.invites = true" in err, "the door is still shut"
+    database = StateDir(state).database
+    assert all(invite[17:].encode() not in file.read_bytes() for file in database.parent.glob("edge.db*"))
+
+
+def test_invites_are_listed_and_revoked(
+    state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEARTHLINK_EDGE__INVITES", "true")
+    assert "edge.invites" not in run(capsys, "invite", "create")[2]
+    made = run_json(capsys, "invite", "create", "--name", "beta", "--uses", "3", "--days", "2")
+    unnamed, beta = sorted(run_json(capsys, "invite", "list"), key=lambda row: row["name"] or "")
+    assert made == {key: made["invite"] if key == "invite" else beta[key] for key in made}
+    assert (beta["plan"], beta["uses"], beta["used"], beta["state"]) == ("member", 3, 0, "valid")
+    assert beta["expires_at"] == pytest.approx(beta["created_at"] + 2 * 86400, abs=2)
+    assert (unnamed["name"], unnamed["uses"]) == (None, 1)
+    assert unnamed["expires_at"] == pytest.approx(unnamed["created_at"] + 7 * 86400, abs=2)
+
+    assert run_json(capsys, "invite", "revoke", "beta") == {"id": beta["id"], "name": "beta", "revoked": True}
+    assert run(capsys, "invite", "revoke", unnamed["id"])[0] == 0
+    status, out, _ = run(capsys, "invite", "list")
+    header, *rows = out.splitlines()
+    assert status == 0 and header.split() == ["NAME", "ID", "PLAN", "USED", "CREATED", "EXPIRES", "STATE"]
+    assert {row.split()[0] for row in rows} == {"-", "beta"} and all(row.rstrip().endswith("revoked") for row in rows)
+
+
+def test_a_list_without_invites_is_empty(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_json(capsys, "invite", "list") == []
+    status, out, err = run(capsys, "invite", "list")
+    assert (status, out) == (0, "") and "invite create" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (("create", "--name", "first"), 2, "There is an invite called 'first' already"),
+        (("create", "--name", "a b"), 2, "is not a name for an invite"),
+        (("create", "--plan", "gold"), 2, "There are: anonymous, member, owner."),
+        (("create", "--hours", "1", "--days", "1"), 2, "Give one of them."),
+        (("create", "--uses", "0"), 2, "--uses"),
+        (("create", "--days", "1000"), 2, "--days"),
+        (("revoke", "nobody"), 3, "No living invite is 'nobody'"),
+    ],
+)
+def test_invite_errors_say_what_to_do(
+    state: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], status: int, sentence: str
+) -> None:
+    main(["invite", "create", "--name", "first"])
+    capsys.readouterr()
+    found, out, err = run(capsys, "invite", *arguments)
+    assert (found, out) == (status, "") and sentence in err
 
 
 # -- token ------------------------------------------------------------------------------------------------------------

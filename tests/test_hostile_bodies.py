@@ -346,6 +346,14 @@ async def test_two_credentials_are_one_too_many(shared_pair: Pair) -> None:
     assert both == (400, "invalid_request")
 
 
+async def test_a_credential_in_the_url_gives_no_token(shared_pair: Pair) -> None:
+    for query in ("invite=hli_x", f"key={shared_pair.key}"):
+        for credential in ({}, shared_pair.bearer()):
+            url = f"{shared_pair.url}/v1/token?{query}"
+            async with shared_pair.client.post(url, json={}, headers={"Origin": ORIGIN, **credential}) as response:
+                assert response.status == 400, query
+
+
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 async def test_a_credential_in_the_url_is_refused(shared_pair: Pair, method: str) -> None:
     path = {"GET": "/v1/me", "POST": NATIVE, "DELETE": NATIVE + "/" + uuid.uuid4().hex}[method]

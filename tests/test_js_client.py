@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 
@@ -15,13 +11,13 @@ from shared import __version__
 from shared.contract.errors import ApiError
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import normal
+from tests.javascript import NODE_TEST, install, require_node, run
 from tests.pair import ORIGIN, Pair, running_pair
+from tests.processes import ROOT
 from tests.waiting import wait_until
 
-ROOT = Path(__file__).resolve().parent.parent
 CLIENT = ROOT / "clients" / "js"
 EXAMPLE = CLIENT / "examples" / "vite"
-NODE_TEST = ("node", "--test", "--test-reporter=tap")
 
 needs_node = pytest.mark.usefixtures("node")
 
@@ -29,40 +25,7 @@ needs_node = pytest.mark.usefixtures("node")
 @pytest.fixture
 def node() -> None:
     """Node 20 or later with npm; continuous integration must have them."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        unusable = pytest.fail if os.environ.get("CI") else pytest.skip
-        unusable("The JavaScript client is tested where node and npm are.")
-
-
-async def run(*command: str, cwd: Path = CLIENT, seconds: float = 300.0, **environ: str) -> str:
-    """What the command said. Raises AssertionError with it when it fails."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=cwd,
-        env={**os.environ, **environ},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        async with asyncio.timeout(seconds):
-            output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    said = output.decode(errors="replace")
-    assert process.returncode == 0, f"{' '.join(command)}\n{said}"
-    return said
-
-
-async def install(folder: Path) -> None:
-    """The development tools of a lock file, into its folder; nothing when they are there already."""
-    lock = (folder / "package-lock.json").read_bytes()
-    made = folder / "node_modules" / ".made-from"
-    if not made.is_file() or made.read_bytes() != lock:
-        await run("npm", "ci", "--no-audit", "--no-fund", cwd=folder)
-        made.write_bytes(lock)
+    require_node()
 
 
 def names(pattern: str) -> list[str]:
@@ -72,7 +35,7 @@ def names(pattern: str) -> list[str]:
 @needs_node
 async def test_its_own_tests() -> None:
     await install(CLIENT)
-    said = await run(*NODE_TEST, *(name for name in names("test/*.test.js") if "live" not in name))
+    said = await run(*NODE_TEST, *(name for name in names("test/*.test.js") if "live" not in name), cwd=CLIENT)
     counts = dict(re.findall(r"^# (tests|pass) (\d+)$", said, re.MULTILINE))
     assert int(counts["pass"]) == int(counts["tests"]) > 200, said
 
@@ -80,7 +43,7 @@ async def test_its_own_tests() -> None:
 @needs_node
 async def test_types() -> None:
     await install(CLIENT)
-    await run("node", "node_modules/typescript/bin/tsc", "--project", "test/types")
+    await run("node", "node_modules/typescript/bin/tsc", "--project", "test/types", cwd=CLIENT)
 
 
 @needs_node
@@ -114,6 +77,7 @@ async def test_against_a_live_pair() -> None:
         said = await run(
             *NODE_TEST,
             "test/live.test.js",
+            cwd=CLIENT,
             HEARTHLINK_LIVE_URL=pair.url,
             HEARTHLINK_LIVE_ORIGIN=ORIGIN,
             HEARTHLINK_LIVE_EXPIRED_TOKEN=await expired_token(pair),

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from edge.plans import built_in
 from edge.principals import Principal
 from edge.store import keys
-from edge.store.database import StoreError
-from edge.store.keys import KeyAdminError, KeyRing
+from edge.store.database import AdminError, NoSuchError, StoreError, open_for_admin
+from edge.store.keys import KeyRing
 from edge.store.sqlite import SQLiteStore
 from edge.tokens import Tokens
 from shared.contract.errors import ApiError
@@ -36,7 +36,7 @@ def database(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def admin(database: Path) -> Iterator[sqlite3.Connection]:
-    connection = keys.open_for_admin(database)
+    connection = open_for_admin(database)
     yield connection
     connection.close()
 
@@ -87,7 +87,7 @@ def test_a_key_is_revoked_by_any_of_its_names(admin: sqlite3.Connection, shown: 
     assert keys.revoke(admin, which).name == "ci"
     refusal(ring(admin), text)
     ring(admin).lookup(kept)
-    with pytest.raises(KeyAdminError, match="No living key") as caught:
+    with pytest.raises(NoSuchError, match="No living key") as caught:
         keys.revoke(admin, which)
     assert text[17:] not in str(caught.value)
 
@@ -103,7 +103,7 @@ def test_the_list_shows_everything_but_the_secret(admin: sqlite3.Connection) -> 
 
 def test_a_name_is_free_again_once_its_key_is_revoked(admin: sqlite3.Connection) -> None:
     old = keys.create(admin, "ci", "member", ["chat"])
-    with pytest.raises(KeyAdminError, match="already"):
+    with pytest.raises(AdminError, match="already"):
         keys.create(admin, "ci", "member", ["chat"])
     keys.revoke(admin, "ci")
     new = keys.create(admin, "ci", "member", ["chat"])
@@ -115,15 +115,15 @@ def test_a_name_is_free_again_once_its_key_is_revoked(admin: sqlite3.Connection)
     "name", ["", "a b", "a\n", "-x", "x" * 65, "0123456789ab", "key_0123456789ab", "ключ", "a'; DROP"]
 )
 def test_bad_names_are_refused(admin: sqlite3.Connection, name: str) -> None:
-    with pytest.raises(KeyAdminError, match="not a name"):
+    with pytest.raises(AdminError, match="not a name"):
         keys.create(admin, name, "member", ["chat"])
 
 
 def test_bad_plans_scopes_and_ends_are_refused(admin: sqlite3.Connection) -> None:
     for plan, scopes, expires in (("a b", ["chat"], None), ("member", ["chat admin"], None), ("member", [""], None)):
-        with pytest.raises(KeyAdminError, match="one word"):
+        with pytest.raises(AdminError, match="one word"):
             keys.create(admin, "ci", plan, scopes, expires)
-    with pytest.raises(KeyAdminError, match="expired at once"):
+    with pytest.raises(AdminError, match="expired at once"):
         keys.create(admin, "ci", "member", ["chat"], NOW, now=lambda: NOW)
     assert keys.list_keys(admin) == []
 
@@ -165,7 +165,8 @@ async def test_the_files_are_for_their_owner_only(store: SQLiteStore, database: 
 
 def other_process(database: Path, code: str) -> subprocess.Popen[str]:
     prelude = (
-        f"from pathlib import Path; from edge.store import keys; c = keys.open_for_admin(Path({str(database)!r})); "
+        "from pathlib import Path; from edge.store import database, keys; "
+        f"c = database.open_for_admin(Path({str(database)!r})); "
     )
     return subprocess.Popen([sys.executable, "-c", prelude + code], cwd=ROOT, text=True, stdout=subprocess.PIPE)
 
@@ -213,9 +214,15 @@ async def test_processes_that_make_the_file_at_once_agree(database: Path) -> Non
     for process in racing:
         await asyncio.to_thread(process.communicate, timeout=30)
     assert [process.returncode for process in racing] == [0] * 6
-    admin = keys.open_for_admin(database)
+    admin = open_for_admin(database)
     assert {info.name for info in keys.list_keys(admin)} == {f"key-{n}" for n in range(6)}
     admin.close()
+
+
+async def test_opening_the_file_twice_in_a_process_keeps_its_locks(store: SQLiteStore, database: Path) -> None:
+    open_for_admin(database).close()
+    await run_other(database, "keys.create(c, 'ci', 'member', ['chat']); c.close()")
+    assert database.with_name("edge.db-wal").exists(), "the other process left it to the store, which has it open"
 
 
 # Files that cannot be used
@@ -224,15 +231,15 @@ async def test_processes_that_make_the_file_at_once_agree(database: Path) -> Non
 def test_a_file_of_a_newer_version_is_left_alone(database: Path, admin: sqlite3.Connection) -> None:
     admin.execute("PRAGMA user_version = 99")
     with pytest.raises(StoreError, match="newer Hearthlink"):
-        keys.open_for_admin(database)
+        open_for_admin(database)
 
 
 def test_a_file_that_is_no_database_says_so(database: Path) -> None:
     database.write_bytes(b"this is a text file, not a database at all\n" * 100)
     with pytest.raises(StoreError, match="cannot be used"):
-        keys.open_for_admin(database)
+        open_for_admin(database)
 
 
 def test_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be opened"):
-        keys.open_for_admin(tmp_path / "missing" / "edge.db")
+        open_for_admin(tmp_path / "missing" / "edge.db")

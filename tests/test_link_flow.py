@@ -20,10 +20,9 @@ from shared.link.call import Call, End, Outlet
 from shared.link.frames import Kind, pack, pack_json, unpack
 from shared.link.session import CLOSE_DENIED, CLOSE_PROTOCOL_ERROR, LinkClosed
 from shared.link.streams import INITIAL_CREDIT, Reply, Responder
-from tests.linked import MemoryTransport, Peer, call, edge_session, linked, node_session, pack_call
+from tests.linked import BOTH, MemoryTransport, Peer, call, edge_session, linked, node_session, pack_call
 from tests.waiting import wait_until
 
-BOTH = pytest.mark.parametrize("over", ["memory", "websocket"])
 END = End("stop", Usage(1, 1))
 
 

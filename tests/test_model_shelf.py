@@ -11,15 +11,12 @@ import pytest
 
 from hearthlink.__main__ import main
 from hearthlink.models import catalogue
-from hearthlink.models.catalogue import Choice
-from hearthlink.models.reference import Reference, parse
+from hearthlink.models.reference import parse
 from hearthlink.models.shelf import Shelf
-from hearthlink.models.wanted import wanted
 from hearthlink.output import Failure
 from tests import command_line
-from tests.command_line import finish, run, running_up, start
-from tests.fake_hub import COMMIT, NOBODY, FakeHub, cut, refuse
-from tests.test_model_pull import gguf
+from tests.fake_hub import FakeHub, cut, refuse
+from tests.pulling import gguf
 
 DEMO = command_line.ROOT / "models" / "demo.gguf"
 MODEL = "hf:acme/demo/little-demo.gguf"
@@ -142,59 +139,3 @@ def test_one_works_on_a_model_at_a_time(tmp_path: Path) -> None:
     with shelf.locked(reference):
         pass
     assert list(tmp_path.rglob("*.gguf*")) == []
-
-
-# -- up and node ------------------------------------------------------------------------------------------------------
-
-
-async def test_up_pulls_the_model_and_answers_with_it(hub: FakeHub, tmp_path: Path) -> None:
-    hub.put("acme/demo/little-demo.gguf", DEMO.read_bytes())
-    hub.store.twists.append(cut(2_000_000))
-    environ = {"HF_ENDPOINT": hub.url}
-    async with running_up("--model", MODEL, state=tmp_path, environ=environ) as up:
-        assert "little-demo (embedded)" in up.out
-        assert "little-demo: " in up.err and "Trying again in" in up.err
-        asked = await run("chat", "we are bored", "--type", "somethingFun", "--url", up.url, state=tmp_path)
-        assert asked.status == 0 and len(asked.out.split()) > 3, asked
-    # It is here now: nobody has to be asked, and its name in the list is enough.
-    async with running_up("--model", "little-demo", state=tmp_path, environ={"HF_ENDPOINT": NOBODY}) as up:
-        assert "little-demo (embedded)" in up.out and "to load" not in up.err
-
-
-def test_a_short_name_is_pulled_unless_a_file_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    choice = Choice(Reference("acme", "one", "a.gguf", COMMIT), "tiny-1", "0" * 64, 50_000)
-    monkeypatch.setattr(catalogue, "CATALOGUE", (choice,))
-    monkeypatch.chdir(tmp_path)
-    assert wanted("tiny-1", tmp_path).choice == choice
-    assert wanted("tiny-1", tmp_path).path == tmp_path / f"models/acme/one/{COMMIT}/a.gguf"
-    assert wanted(f"hf:acme/one@{COMMIT}/a.gguf", tmp_path).choice == choice
-    Path("tiny-1").touch()
-    assert wanted("tiny-1", tmp_path).choice is None and wanted("tiny-1", tmp_path).path == tmp_path / "tiny-1"
-    assert wanted("tiny-2", tmp_path).path == tmp_path / "tiny-2"
-
-
-@pytest.mark.parametrize(
-    ("verb", "arguments", "status", "sentence"),
-    [
-        ("up", ("--port", "0", "--model", "hf:acme/demo/none.gguf"), 3, "There is no repository acme/demo"),
-        ("up", ("--port", "0", "--model", "hf:acme"), 2, "does not name a model on a hub"),
-        ("up", ("--port", "0", "--model", "none.gguf"), 3, "a model to pull with --model hf:owner/repo/file.gguf or"),
-        ("node", ("--model", "hf:acme/demo/none.gguf"), 78, "There is no repository acme/demo"),
-    ],
-)
-async def test_a_model_that_cannot_be_had_is_said_before_anything_starts(
-    hub: FakeHub, tmp_path: Path, verb: str, arguments: tuple[str, ...], status: int, sentence: str
-) -> None:
-    refused = await run(verb, *arguments, state=tmp_path, environ={"HF_ENDPOINT": hub.url})
-    assert (refused.status, refused.out) == (status, "") and sentence in refused.err, refused
-    assert "Starting" not in refused.err
-
-
-async def test_a_node_that_cannot_reach_the_hub_may_be_started_again(hub: FakeHub, tmp_path: Path) -> None:
-    """Its supervisor restarts it for every status but 78."""
-    hub.hub.heads = True
-    hub.hub.twists.append(refuse(429, Retry_After="3600"))
-    environ = {"HF_ENDPOINT": hub.url}
-    arguments = ("node", "--listen", "127.0.0.1:0", "--model", "hf:acme/two/b.gguf")
-    ended = await finish(await start(*arguments, state=tmp_path, environ=environ))
-    assert ended.status == 5 and "HTTP 429" in ended.err, ended

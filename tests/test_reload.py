@@ -46,7 +46,7 @@ def told() -> Iterator[list[str]]:
     def take(message: str) -> None:
         lines.append(message.rstrip())
 
-    sink = logger.add(take, format="{level} {message}", filter=lambda record: record["function"] == "reload")
+    sink = logger.add(take, format="{level} {message}", filter="shared.reload")
     yield lines
     logger.remove(sink)
 
@@ -94,6 +94,49 @@ async def test_origins_follow_the_file(pair: Pair, config: Path, told: list[str]
     preflight = {"Origin": TWO, "Access-Control-Request-Method": "POST"}
     async with pair.client.options(pair.url + NATIVE, headers=preflight) as response:
         assert (response.status, response.headers["access-control-allow-origin"]) == (200, TWO)
+
+
+async def test_the_door_for_invites_follows_the_file(pair: Pair, config: Path) -> None:
+    async def guess() -> int:
+        async with pair.client.post(pair.url + "/v1/token", json={"invite": "hli_guess"}) as response:
+            return response.status
+
+    assert await guess() == 400, "a field that nobody knows"
+    write(config, "[edge]\ninvites = true\n")
+    pair.edge.reload()
+    assert await guess() == 401
+    write(config, "")
+    pair.edge.reload()
+    assert await guess() == 400
+
+
+async def test_the_page_follows_the_file(pair: Pair, config: Path) -> None:
+    async def status() -> int:
+        async with pair.client.get(pair.url + "/") as response:
+            return response.status
+
+    assert await status() == 200
+    write(config, "[edge]\npage = false\n")
+    pair.edge.reload()
+    assert await status() == 404
+    write(config, "")
+    pair.edge.reload()
+    assert await status() == 200
+
+
+async def test_a_reload_cannot_switch_credentials_off(pair: Pair, config: Path, told: list[str]) -> None:
+    write(config, f'[edge]\nallowed_origins = ["{ONE}"]\nrequire_authentication = false\n')
+    pair.edge.reload()
+    async with pair.client.get(pair.url + "/v1/models") as response:
+        assert response.status == 401
+    assert told == ["INFO reloaded nothing new", "WARNING restart the edge for edge.require_authentication"]
+
+
+async def test_a_proxy_that_cannot_be_trusted_keeps_the_old_settings(pair: Pair, config: Path, told: list[str]) -> None:
+    write(config, f'[edge]\nallowed_origins = ["{TWO}"]\ntrusted_proxies = ["0.0.0.0/0"]\n')
+    pair.edge.reload()
+    assert (await enters(pair, ONE), await enters(pair, TWO)) == (200, 403)
+    assert len(told) == 1 and told[0].startswith("ERROR the settings stay as they were: ")
 
 
 async def test_plans_follow_the_file(pair: Pair, config: Path, runtime: FakeRuntime) -> None:

@@ -10,10 +10,39 @@ import pytest
 from node.runtimes.base import Generation
 from node.runtimes.openai import OpenAIRuntime, api_base
 from node.runtimes.request_body import request_body
+from node.runtimes.transport import Transport
+from node.runtimes.watched import Watched
 from shared.contract.errors import ApiError
 from tests.fake_runtime import Exchange, FakeRuntime
 from tests.fake_scripts import normal, text
 from tests.runtime_support import REQUEST, ask, is_ready, is_unavailable, read_all, running, said
+
+# -- its task and its connections --------------------------------------------------------------------------------------
+
+
+class Failing(Watched):
+    """Its task ends at once, with an error."""
+
+    transport: Transport
+
+    def start(self) -> None:
+        self._begin(self._fail, "failing")
+
+    async def _fail(self, transport: Transport) -> None:
+        self.transport = transport
+        raise OSError("it broke")
+
+
+async def test_connections_are_closed_after_a_task_that_failed() -> None:
+    failing = Failing()
+    failing.start()
+    await asyncio.sleep(0)
+    with pytest.raises(OSError, match="it broke"):
+        await failing.close()
+    with pytest.raises(RuntimeError, match="Session is closed"):
+        await failing.transport.ask("http://127.0.0.1:9/", {}, 1.0)
+    await failing.close()
+
 
 # -- states -----------------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,7 +152,11 @@ def test_unknown_keys_are_errors_with_a_suggestion(
         ('[edge]\nallowed_origins = ["https://A.test:443"]', "write 'https://a.test'"),
         ('[edge]\nallowed_origins = ["*"]', "edge.allowed_origins = '*' (file FILE) is not an origin"),
         ('[edge]\nallowed_origins = ["null"]', "is not an origin"),
-        ('[edge]\ntrusted_proxies = ["caddy"]', "is neither an IP address nor a network"),
+        *(
+            (f'[edge]\ntrusted_proxies = ["127.0.0.1", "{entry}"]', "is neither an IP address nor a network")
+            for entry in ("*", "caddy", "10.0.0.0/33", "")
+        ),
+        *((f'[edge]\ntrusted_proxies = ["{entry}"]', "is every address") for entry in ("0.0.0.0/0", "::/0")),
         ('[edge]\npublic_url = "https://a.test/chat"', "has a path"),
         ('[edge]\npublic_url = "a.test"', "edge.public_url"),
         ('[edge]\nmax_body = "9MiB"', "edge.max_body = '9MiB' (file FILE) cannot be used"),
@@ -164,6 +171,8 @@ def test_unknown_keys_are_errors_with_a_suggestion(
         ('[node.runtime]\nkind = "lmstudio"', "it should be 'auto', 'embedded' or 'openai'"),
         ('[node.runtime]\nkind = "openai"', "node.runtime.url is missing"),
         ('[node.runtime]\nurl = "http://10.0.0.9:1234"', "allow_remote_runtime = true"),
+        ('[node.runtime]\nmodel = ""', "node.runtime.model = '' (file FILE) is empty"),
+        ('[node]\nchat_types = " "', "node.chat_types = ' ' (file FILE) is empty"),
         ('[node.runtime]\nurl = "http://10.0.0.9:1"\nallow_remote_runtime = true', "unencrypted"),
         ("[plans.x]\nstreams = -1", "plans.x.streams = -1"),
         ('[logs]\nlevel = "LOUD"', "logs.level = 'LOUD'"),
@@ -233,6 +242,61 @@ def test_paths_in_the_file_are_relative_to_the_file(home: Path) -> None:
     assert settings.node.chat_types == folder / "types"
     assert settings.node.runtime.model == Path("/models/m.gguf")
     assert load(folder, environ={"HEARTHLINK_NODE__CHAT_TYPES": "types"}).node.chat_types == home / "types"
+
+
+def test_a_model_is_a_path_or_a_name(home: Path) -> None:
+    folder = home / "etc"
+    folder.mkdir()
+
+    def model(text: str) -> object:
+        return load(folder, f'[node.runtime]\nmodel = "{text}"').node.runtime.model
+
+    assert model("m.gguf") == folder / "m.gguf" and model("./m") == folder / "m"
+    assert model("m") == "m" and model("hf:owner/repo/m.gguf") == "hf:owner/repo/m.gguf"
+    (folder / "m").touch()
+    assert model("m") == folder / "m"
+    environ = {"HEARTHLINK_NODE__RUNTIME__MODEL": "m"}
+    assert load(folder, environ=environ).node.runtime.model == "m", "nothing in the working folder is called so"
+    assert "node.runtime.model = 5" in problems(folder, "[node.runtime]\nmodel = 5")
+
+
+def test_paths_that_the_system_refuses_are_read_all_the_same(home: Path) -> None:
+    """What is wrong with them is said by whoever opens them."""
+    long = "m" * 300
+    nobody = "~nobody-is-called-so/x.gguf"
+
+    def model(text: str) -> object:
+        return load(home, f'[node.runtime]\nmodel = "{text}"').node.runtime.model
+
+    assert model(long) == long and model(f"./{long}") == home / long
+    assert model(nobody) == home / nobody
+    assert load(home, f'[node]\nchat_types = "{nobody}"').node.chat_types == home / nobody
+    assert f"file {nobody} does not exist" in config_problem(nobody)
+
+
+def config_problem(path: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(config=Path(path), environ={})
+    return str(caught.value)
+
+
+def test_a_folder_is_no_model(home: Path) -> None:
+    (home / "tiny").mkdir()
+    assert load(home, '[node.runtime]\nmodel = "tiny"').node.runtime.model == "tiny"
+
+
+def test_a_path_below_a_closed_folder_is_a_path(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, real = home / "closed", os.stat
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        """As the system answers everybody but root."""
+        if closed in Path(path).parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert load(home, '[node.runtime]\nmodel = "closed/m.gguf"').node.runtime.model == closed / "m.gguf"
+    assert load(home, '[node]\nchat_types = "closed/types"').node.chat_types == closed / "types"
 
 
 def test_lm_studios_variable_stands_in(home: Path) -> None:

@@ -28,6 +28,7 @@ from edge.store.sqlite import COMMIT_SECONDS, SQLiteStore
 from edge.store.write_ahead_log import WriteAheadLog
 from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 ANY = Principal("caller", "anonymous", "test", ("chat",), jti="j" * 22, expires_at=4_000_000_000)
@@ -242,6 +243,19 @@ async def test_a_chat_nobody_settles_is_settled_at_its_estimate(tmp_path: Path) 
     assert await store.settle("lost", Usage(1, 1)) is False
     assert await store.settle("alive", Usage(1, 1)) is True
     assert store.usage_today(ANY, PLAN)["tokens"]["used"] == 102
+    await store.close()
+
+
+async def test_how_long_a_chat_may_run_can_change(tmp_path: Path) -> None:
+    elapsed = [100.0]
+    store = await opened(tmp_path / "edge.db", abandoned_after=60.0, monotonic=lambda: elapsed[0])
+    await store.admit(IP, ANY, PLAN, Cost(100), "before")
+    store.abandoned_after = 600.0
+    await store.admit(IP, ANY, PLAN, Cost(10), "after")
+    elapsed[0] += 61
+    await wait_until(lambda: store.usage_today(ANY, PLAN)["streams"]["running"] == 1, 5)
+    assert await store.settle("before", Usage(1, 1)) is False
+    assert await store.settle("after", Usage(1, 1)) is True
     await store.close()
 
 

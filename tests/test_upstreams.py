@@ -22,7 +22,8 @@ from shared.contract.snapshot import ModelInfo, NodeSnapshot
 from shared.link import SUBPROTOCOL
 from shared.link import session as session_module
 from shared.link.call import Call, End, Outlet
-from shared.link.session import Hello, Session
+from shared.link.hello import Hello
+from shared.link.session import Session
 from shared.link.transports import AsgiTransport
 from shared.ticker import Ticker
 from tests.linked import EDGE_HELLO, call

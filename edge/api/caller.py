@@ -32,16 +32,19 @@ class Caller:
 
 def identify(scope: Scope, edge: Services) -> Caller:
     """Raises ApiError 401 for a missing or wrong credential, 403 for one used from another origin than its own."""
-    if scope["query_string"] and _SECRET_IN_QUERY.search(scope["query_string"]):
-        text = "Credentials do not belong in a URL, which is logged on its way. Send Authorization: Bearer instead."
-        raise ApiError("invalid_request", text)
     principal = _principal(scope, edge)
-    _check_origin(scope, principal)
+    check_origin(scope, principal)
+    plan = plan_of(principal, edge)
+    return Caller(caller_ip(scope, edge), principal, plan, link_id(edge.pseudonym_key, principal.id))
+
+
+def plan_of(principal: Principal, edge: Services) -> Plan:
+    """Raises ApiError 403 when the plan that the credential was made with is gone."""
     plan = edge.plans.get(principal.plan)
     if plan is None:
         text = f"The plan {principal.plan!r} of this credential is not in the edge's settings any more."
         raise ApiError("insufficient_scope", text)
-    return Caller(caller_ip(scope, edge), principal, plan, link_id(edge.pseudonym_key, principal.id))
+    return plan
 
 
 def caller_ip(scope: Scope, edge: Services) -> str:
@@ -50,6 +53,10 @@ def caller_ip(scope: Scope, edge: Services) -> str:
 
 
 def given_credential(scope: Scope) -> str | None:
+    """Raises ApiError 400 for one in the URL, 401 for two that differ or one that cannot be read."""
+    if scope["query_string"] and _SECRET_IN_QUERY.search(scope["query_string"]):
+        text = "Credentials do not belong in a URL, which is logged on its way. Send Authorization: Bearer instead."
+        raise ApiError("invalid_request", text)
     authorization, key = header(scope, b"authorization"), header(scope, b"x-api-key")
     return credential(
         None if authorization is None else authorization.decode("latin-1"),
@@ -68,8 +75,9 @@ def _principal(scope: Scope, edge: Services) -> Principal:
     return edge.tokens.verify(text)
 
 
-def _check_origin(scope: Scope, principal: Principal) -> None:
-    """A token minted for a page works for that page only; a key or an unlocked token from everywhere."""
+def check_origin(scope: Scope, principal: Principal) -> None:
+    """A token minted for a page works for that page only; a key or an unlocked token from everywhere. Raises ApiError
+    403."""
     if principal.origin is None:
         return
     origin = header(scope, b"origin")

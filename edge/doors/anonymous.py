@@ -34,6 +34,12 @@ def enter(
     ``fetch_site`` is Sec-Fetch-Site; absent is fine, curl sends none. ``secret`` and ``day`` as for ``anonymous_id``.
     Raises ApiError ``origin_not_allowed``.
     """
+    page = listed_page(origin, fetch_site, allowed_origins)
+    return Principal(anonymous_id(secret, ip, page, day), "anonymous", plan.name, plan.scopes, origin=page)
+
+
+def listed_page(origin: str | None, fetch_site: str | None, allowed_origins: Collection[str]) -> str:
+    """The origin of the page that made a request, one of those that are allowed. Raises as ``enter`` does."""
     if origin is None:
         raise _refused("No Origin header was sent, and only pages on a listed origin get a token without an API key.")
     if origin not in allowed_origins:
@@ -41,7 +47,7 @@ def enter(
         raise _refused(f"{shown} is not in the list of those that may get a token.")
     if fetch_site is not None and fetch_site not in _FROM_A_PAGE:
         raise _refused("The browser says (Sec-Fetch-Site) that no page made this request.")
-    return Principal(anonymous_id(secret, ip, origin, day), "anonymous", plan.name, plan.scopes, origin=origin)
+    return origin
 
 
 def _refused(why: str) -> ApiError:

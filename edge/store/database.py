@@ -10,10 +10,11 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-# Raised with the schema below; a file of a newer version is refused, an older one would be migrated in ``_migrate``.
-SCHEMA_VERSION = 1
-
-_SCHEMA = """
+# Another process's commit takes milliseconds; whoever holds the file this long is stuck.
+_ADMIN_BUSY_SECONDS = 5.0
+# What each version added to the one before; a file of a newer version is refused.
+_SCHEMA = (
+    """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE keys (
     id TEXT PRIMARY KEY,            -- 12 hex digits, the public part of the key
@@ -42,11 +43,40 @@ CREATE TABLE reservations (
     day INTEGER NOT NULL,
     tokens INTEGER NOT NULL         -- the estimate it is settled at when nobody is left to settle it
 ) WITHOUT ROWID;
-"""
+""",
+    """
+CREATE TABLE invites (
+    id TEXT PRIMARY KEY,            -- 12 hex digits, the public part of the invite
+    name TEXT,
+    digest BLOB NOT NULL,           -- SHA-256 of the secret part
+    plan TEXT NOT NULL,
+    uses INTEGER NOT NULL,          -- how many callers it may let in
+    used INTEGER NOT NULL DEFAULT 0 CHECK (used <= uses),
+    created_at INTEGER NOT NULL,    -- Unix seconds, as the two below
+    expires_at INTEGER NOT NULL,
+    revoked_at INTEGER
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX living_invite_names ON invites (name) WHERE revoked_at IS NULL;
+CREATE TABLE invite_uses (
+    invite TEXT NOT NULL,
+    principal TEXT NOT NULL,        -- whom it let in
+    PRIMARY KEY (invite, principal)
+) WITHOUT ROWID;
+""",
+)
+SCHEMA_VERSION = len(_SCHEMA)
 
 
 class StoreError(Exception):
     """The database cannot be used; the text says why and what to do."""
+
+
+class AdminError(ValueError):
+    """A key or invite could not be made or revoked; the text says why and what to do."""
+
+
+class NoSuchError(AdminError):
+    """There is no living key or invite of that name."""
 
 
 def unusable(path: Path, error: sqlite3.Error) -> StoreError:
@@ -61,8 +91,10 @@ def connect(path: Path, *, busy_seconds: float) -> sqlite3.Connection:
     ``busy_seconds`` is how long a statement waits for another process's write. Raises StoreError.
     """
     try:
-        # SQLite gives its -wal and -shm files the mode of this one.
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        # SQLite gives its -wal and -shm files the mode of this one. A file that is there is not touched: closing it
+        # would drop the POSIX locks of this process's other connections to it.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         connection = sqlite3.connect(path, isolation_level=None, timeout=10.0)
     except (OSError, sqlite3.Error) as error:
         raise StoreError(
@@ -83,6 +115,12 @@ def connect(path: Path, *, busy_seconds: float) -> sqlite3.Connection:
     return connection
 
 
+def open_for_admin(path: Path) -> sqlite3.Connection:
+    """The edge's database for whoever makes and revokes keys and invites beside it, made when it is not there. The
+    caller closes it. Raises StoreError."""
+    return connect(path, busy_seconds=_ADMIN_BUSY_SECONDS)
+
+
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     if _version(connection) == SCHEMA_VERSION:
         return
@@ -94,11 +132,12 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
                 f"The database {path} was written by a newer Hearthlink (schema {found}, known {SCHEMA_VERSION}). "
                 "Install that version again, or use another state folder."
             )
-        if found == 0:
-            for statement in _SCHEMA.split(";\n"):
+        for added in _SCHEMA[found:]:
+            for statement in added.split(";\n"):
                 connection.execute(statement)
+        if found == 0:
             connection.execute("INSERT INTO meta VALUES ('pseudonym_key', ?)", (secrets.token_bytes(32),))
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")

@@ -7,35 +7,20 @@ is running; a running edge reads them again when the file changes (``KeyRing.loa
 from __future__ import annotations
 
 import re
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from hmac import compare_digest
-from pathlib import Path
 
 from edge.principals import Principal
-from edge.store.database import connect
+from edge.store.codes import Code, check_name, matches
+from edge.store.database import AdminError, NoSuchError
 from shared.contract.errors import ApiError
 from shared.contract.secrets import API_KEY
 
-# Another process's commit takes milliseconds; whoever holds the file this long is stuck.
-_ADMIN_BUSY_SECONDS = 5.0
-_ID_BYTES = 6  # 12 hex digits: names the key in lists and logs, is no secret
-_SECRET_BYTES = 32  # 256 bits of randomness need no slow hash: nobody guesses them
-_KEY = re.compile(rf"{API_KEY}([0-9a-f]{{12}})_([A-Za-z0-9_-]{{43}})")
-_LIKE_AN_ID = re.compile(r"(key_)?[0-9a-f]{12}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_CODE = Code(API_KEY, secret_bytes=32)
 _WORD = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-# Compared with when the id is unknown, so that the answer takes as long either way.
-_NO_DIGEST = bytes(32)
 _PRINCIPAL = "key_"
-
-
-class KeyAdminError(ValueError):
-    """A key could not be made or revoked; the text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +41,6 @@ class KeyInfo:
         return _PRINCIPAL + self.id
 
 
-def open_for_admin(path: Path) -> sqlite3.Connection:
-    """The edge's database for the functions below, made when it is not there. The caller closes it. Raises
-    ``database.StoreError``."""
-    return connect(path, busy_seconds=_ADMIN_BUSY_SECONDS)
-
-
 def create(
     connection: sqlite3.Connection,
     name: str,
@@ -73,26 +52,21 @@ def create(
 ) -> str:
     """Make a key called ``name`` and return its text, which is not kept anywhere. ``expires`` is Unix seconds.
 
-    Whether ``plan`` exists is for the caller to check. Raises KeyAdminError.
+    Whether ``plan`` exists is for the caller to check. Raises AdminError.
     """
     created = int(now())
-    if _NAME.fullmatch(name) is None or _LIKE_AN_ID.fullmatch(name):
-        raise KeyAdminError(
-            f"{name[:80]!r} is not a name for a key: use 1 to 64 letters, digits, '.', '_' or '-' (not 12 hex digits)."
-        )
+    check_name(name, "a key")
     if not all(_WORD.fullmatch(word) for word in (plan, *scopes)):
-        raise KeyAdminError("A plan or scope is one word of letters, digits, '.', '_', ':' or '-'.")
+        raise AdminError("A plan or scope is one word of letters, digits, '.', '_', ':' or '-'.")
     if expires is not None and expires <= created:
-        raise KeyAdminError("The key would be expired at once: choose an end in the future.")
-    key_id, secret = secrets.token_hex(_ID_BYTES), secrets.token_urlsafe(_SECRET_BYTES)
-    row = (key_id, name, _digest(secret), plan, " ".join(scopes), created, expires)
+        raise AdminError("The key would be expired at once: choose an end in the future.")
+    key_id, text, digest = _CODE.make()
+    row = (key_id, name, digest, plan, " ".join(scopes), created, expires)
     try:
         connection.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", row)
     except sqlite3.IntegrityError:
-        raise KeyAdminError(
-            f"There is a key called {name!r} already: revoke it first, or choose another name."
-        ) from None
-    return f"{API_KEY}{key_id}_{secret}"
+        raise AdminError(f"There is a key called {name!r} already: revoke it first, or choose another name.") from None
+    return text
 
 
 def list_keys(connection: sqlite3.Connection) -> list[KeyInfo]:
@@ -102,15 +76,15 @@ def list_keys(connection: sqlite3.Connection) -> list[KeyInfo]:
 
 def revoke(connection: sqlite3.Connection, which: str, *, now: Callable[[], float] = time.time) -> KeyInfo:
     """Revoke a living key by name, id, principal id, or its whole text. Running edges refuse it, and the tokens made
-    with it, within a second. Raises KeyAdminError when there is none."""
-    match = _KEY.fullmatch(which)
-    key_id = match[1] if match else which.removeprefix(_PRINCIPAL)
+    with it, within a second. Raises NoSuchError when there is none."""
+    code = _CODE.split(which)
+    key_id = code[0] if code else which.removeprefix(_PRINCIPAL)
     for info, _ in _rows(connection):
         if info.revoked_at is None and (info.name == which or info.id == key_id):
             connection.execute("UPDATE keys SET revoked_at = ? WHERE id = ?", (int(now()), info.id))
             return info
-    shown = "that" if match else repr(which[:80])
-    raise KeyAdminError(f"No living key is {shown}: list the keys to see their names and ids.")
+    shown = "that" if code else repr(which[:80])
+    raise NoSuchError(f"No living key is {shown}: list the keys to see their names and ids.")
 
 
 class KeyRing:
@@ -130,11 +104,12 @@ class KeyRing:
     def lookup(self, text: str) -> Principal:
         """The principal of key ``text``. Raises ApiError ``invalid_token`` when it is malformed, unknown, revoked or
         expired; the text is not repeated."""
-        match = _KEY.fullmatch(text)
-        if match is None:
+        code = _CODE.split(text)
+        if code is None:
             raise _invalid("Check that it was copied whole.")
-        digest, principal = self._living.get(match[1], (_NO_DIGEST, None))
-        if not compare_digest(_digest(match[2]), digest) or principal is None:
+        key_id, digest = code
+        kept, principal = self._living.get(key_id, (None, None))
+        if not matches(digest, kept) or principal is None:
             raise _invalid("It may have been revoked. Ask the owner of this edge for another one.")
         if principal.expires_at is not None and principal.expires_at <= self._now():
             raise _invalid("It has expired. Ask the owner of this edge for another one.")
@@ -157,10 +132,6 @@ def _rows(connection: sqlite3.Connection) -> list[tuple[KeyInfo, bytes]]:
 
 def _principal(info: KeyInfo) -> Principal:
     return Principal(info.principal_id, "key", info.plan, info.scopes, expires_at=info.expires_at)
-
-
-def _digest(secret: str) -> bytes:
-    return sha256(secret.encode()).digest()
 
 
 def _invalid(why: str) -> ApiError:

@@ -14,6 +14,30 @@ def token_revoked() -> ApiError:
     return ApiError("token_revoked", "This token or key was revoked. Get a new one, or ask the owner of this edge.")
 
 
+def invite_not_valid() -> ApiError:
+    """One answer for every invite that lets nobody in, so that a guess learns nothing."""
+    return ApiError(
+        "invalid_token",
+        "This invite is not valid here. It may be mistyped, used up, expired or revoked. Ask whoever invited you for "
+        "another one.",
+        param="invite",
+    )
+
+
+def invite_tries(limit: int, wait: float) -> ApiError:
+    return ApiError(
+        "rate_limited",
+        f"More than {limit} invites that are not valid, tried within a minute from this address. "
+        f"Wait {duration(wait)}, then check the invite.",
+        param="invite",
+        retry_after=wait,
+    )
+
+
+def invites_busy() -> ApiError:
+    return ApiError("overloaded", "The edge could not write down who came with this invite. Please try again.")
+
+
 def caller_rate(plan: Plan, wait: float) -> ApiError:
     limit = plan.requests_per_minute
     if limit == 0:

@@ -23,6 +23,7 @@ from edge.principals import Principal, day_of
 from edge.store import refusals
 from edge.store.accounts import Reservation
 from edge.store.database import connect, exclusive, pseudonym_key, unusable
+from edge.store.invites import Invites
 from edge.store.journal import Journal
 from edge.store.keys import KeyRing
 from edge.store.ledger import Cost, Grant
@@ -43,17 +44,18 @@ _BUSY_SECONDS = 0.01
 _CHECKPOINT_SECONDS = 10.0
 # A commit that fails for this long is a fault and not the command line writing.
 _FAILING_SECONDS = 1.0
-# Usage of past days is kept for the owner to look at, five weeks of it.
+# Usage of past days and invites that ended are kept for the owner to look at, five weeks of them.
 _KEEP_DAYS = 35
 # No answer of any model is longer. Keeps an absurd count of a broken runtime from overflowing the column.
 _MAX_TOKENS = 100_000_000
 
 
 class SQLiteStore:
-    """Ledger and API keys of one edge process in the file ``path``, which no other edge may have open.
+    """Ledger, API keys and invites of one edge process in the file ``path``, which no other edge may have open.
 
     Limits as ``Limits`` says. A chat that nobody settled ``abandoned_after`` seconds after its admission is settled at
-    its estimate. ``open`` it before use and ``close`` it after; both belong to one event loop.
+    its estimate; it may be set at any time, for chats admitted from then on. ``open`` the store before use and
+    ``close`` it after; both belong to one event loop.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class SQLiteStore:
     ) -> None:
         self._path = path
         self._per_ip = requests_per_minute_per_ip
-        self._abandoned_after = abandoned_after
+        self.abandoned_after = abandoned_after
         self._now = now
         self._monotonic = monotonic
         self._reservations: dict[str, Reservation] = {}  # by chat id, oldest first
@@ -97,6 +99,7 @@ class SQLiteStore:
             logger.warning("{} answers ran when the last edge process died: counted at their estimate", count)
         self._limits = Limits(self._per_ip, self._journal.used, self._now, self._monotonic)
         self._pseudonym_key = pseudonym_key(self._connection)
+        self._invites = Invites(self._connection, self._pseudonym_key, self._now, self._monotonic)
         self._new_day()
         self._data_version = 0
         self._see_other_processes()
@@ -129,6 +132,10 @@ class SQLiteStore:
         """The secret of ``anonymous_id`` and ``link_id``, the same after a restart."""
         return self._pseudonym_key
 
+    @property
+    def invites(self) -> Invites:
+        return self._invites
+
     # Ledger: what each promises stands there.
 
     def refusal(self, ip: str, principal: Principal, plan: Plan) -> ApiError | None:
@@ -142,7 +149,7 @@ class SQLiteStore:
         if error is not None:
             raise error
         self._limits.take_request(ip, principal.id, plan)
-        reservation = self._limits.reserve(principal.id, tokens, self._abandoned_after)
+        reservation = self._limits.reserve(principal.id, tokens, self.abandoned_after)
         self._reservations[chat_id] = reservation
         self._journal.reserve(chat_id, principal.id, reservation.day, tokens)
         return self._limits.grant(ip, principal.id, plan)
@@ -160,7 +167,11 @@ class SQLiteStore:
         return self._limits.grant(ip, principal.id, plan)
 
     def revoked(self, principal: Principal) -> bool:
-        return principal.jti in self._revoked or self._keys.revoked(principal.id)
+        return (
+            principal.jti in self._revoked
+            or self._keys.revoked(principal.id)
+            or (principal.kind == "invite" and self._invites.revoked(principal))
+        )
 
     async def revoke(self, principal: Principal) -> None:
         if principal.jti is None or principal.expires_at is None:
@@ -212,6 +223,7 @@ class SQLiteStore:
     def _upkeep(self) -> None:
         self._see_other_processes()
         self._limits.sweep()
+        self._invites.sweep()
         while self._reservations and self._limits.abandoned(next(iter(self._reservations.values()))):
             chat_id, reservation = next(iter(self._reservations.items()))
             self._settle(chat_id, reservation.tokens)
@@ -221,14 +233,16 @@ class SQLiteStore:
     def _new_day(self) -> None:
         today = day_of(self._now())
         self._journal.forget(today - _KEEP_DAYS, self._now())
+        self._invites.forget(_KEEP_DAYS)
         self._revoked = self._journal.revocations(self._now())
         self._today = today
 
     def _see_other_processes(self) -> None:
-        """Read keys and revocations again when another connection has written to the file."""
+        """Read keys, invites and revocations again when another connection has written to the file."""
         version = self._connection.execute("PRAGMA data_version").fetchone()[0]
         if version != self._data_version:
             self._keys.load(self._connection)
+            self._invites.load()
             self._revoked = self._journal.revocations(self._now())
             self._data_version = version
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from hearthlink.models import amounts
-from hearthlink.output import printable, say
+from hearthlink.output import moving_terminal, printable, say
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 _LINE_EVERY = 5.0  # seconds
@@ -46,8 +46,8 @@ class Meter:
         """``name`` will take ``total`` bytes, of which ``done`` are here."""
         self._name, self._total, self._done = printable(name), total, done
         self._told = (self._clock(), done)
-        self._bars = _bars() if sys.stderr.isatty() else None
-        if self._bars is not None:
+        if (console := moving_terminal()) is not None:
+            self._bars = _bars(console)
             self._bars.start()
             self._bar = self._bars.add_task(self._name, total=total, completed=done)
         elif done:
@@ -68,12 +68,7 @@ class Meter:
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        if self._bars is not None:
-            from rich.text import Text
-
-            self._bars.console.print(Text(printable(text)))
-        else:
-            say(text)
+        say(text, above=self._bars.console if self._bars is not None else None)
 
     def _line(self, speed: float) -> str:
         percent = 100 * self._done / max(self._total, 1)
@@ -84,14 +79,10 @@ class Meter:
         return f"{line}, {amounts.size(speed)}/s, {left} left"
 
 
-def _bars() -> Progress | None:
-    """The bars, not started; None on a terminal that cannot move its cursor."""
+def _bars(console: Console) -> Progress:
+    """The bars, not started."""
     from rich import progress
-    from rich.console import Console
 
-    console = Console(stderr=True, highlight=False)
-    if console.is_dumb_terminal:
-        return None
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(bar_width=None),

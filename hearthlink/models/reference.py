@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-PREFIX = "hf:"
+from shared import model_names
+from shared.model_names import ENDING, HUB, Shards
+
 DEFAULT_REVISION = "main"
 _FORM = "hf:owner/repo/file.gguf, or hf:owner/repo@revision/file.gguf"
 # What a hub allows for owners, repositories and parts of a git reference. No leading point: never "..", never hidden.
@@ -16,8 +18,6 @@ _REVISION = re.compile(rf"{_NAME.pattern}(?:/{_NAME.pattern}){{0,3}}")
 _PART = re.compile(r'[^\x00-\x1f\x7f-\x9f/\\:*?"<>|.][^\x00-\x1f\x7f-\x9f/\\:*?"<>|]*')
 _PART_BYTES = 240
 _MAX_PARTS = 8
-# As llama.cpp writes and finds them: llama_split_path, "%s-%05d-of-%05d.gguf".
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
 _MAX_SHARDS = 500  # far above any model: the largest have some 50
 _PAGE = re.compile(
     r"https?://[^/]+/(?P<owner>[^/]+)/(?P<repo>[^/]+)/(?:resolve|blob)/(?P<revision>[^/]+)/(?P<file>[^?#]+)"
@@ -39,28 +39,23 @@ class Reference:
 
     def __str__(self) -> str:
         at = "" if self.revision == DEFAULT_REVISION else f"@{quote(self.revision, safe='')}"
-        return f"{PREFIX}{self.owner}/{self.repo}{at}/{self.file}"
+        return f"{HUB}{self.owner}/{self.repo}{at}/{self.file}"
 
     @property
     def files(self) -> tuple[str, ...]:
         """The paths of all files, in order: one, or every shard."""
-        shard = _SHARD.fullmatch(self.file)
-        if shard is None:
-            return (self.file,)
-        stem, count, suffix = shard["stem"], int(shard["count"]), shard["suffix"]
-        return tuple(f"{stem}-{index:05}-of-{count:05}{suffix}" for index in range(1, count + 1))
+        shards = Shards.of(self.file)
+        return (self.file,) if shards is None else shards.files
 
     @property
     def name(self) -> str:
         """What people call it: the file's name without ending and shard number."""
-        last = self.file.rpartition("/")[2]
-        shard = _SHARD.fullmatch(last)
-        return shard["stem"] if shard else last[: -len(".gguf")]
+        return model_names.title(self.file)
 
 
 def is_reference(text: str) -> bool:
     """Whether ``text`` means a model on a hub, well written or not."""
-    return text.startswith(PREFIX)
+    return text.startswith(HUB)
 
 
 def parse(text: str) -> Reference:
@@ -69,7 +64,7 @@ def parse(text: str) -> Reference:
         at = "" if page["revision"] == DEFAULT_REVISION else f"@{page['revision']}"
         meant = f"hf:{page['owner']}/{page['repo']}{at}/{page['file']}"
         raise NoReferenceError(f"A model is not named by its URL. Write {meant}")
-    owner, _, rest = text.removeprefix(PREFIX).partition("/")
+    owner, _, rest = text.removeprefix(HUB).partition("/")
     repo, _, file = rest.partition("/")
     repo, at, revision = repo.partition("@")
     revision = unquote(revision) if at else DEFAULT_REVISION
@@ -86,16 +81,15 @@ def parse(text: str) -> Reference:
 def _file(path: str, text: str) -> str:
     """The path of the (first) file. Raises NoReferenceError."""
     parts = path.split("/")
-    if not path.lower().endswith(".gguf"):
+    if not path.lower().endswith(ENDING):
         raise NoReferenceError(f"{text[:200]!r} names no GGUF file of that repository. Write {_FORM}.")
     if len(parts) > _MAX_PARTS or not all(
         _PART.fullmatch(part) and len(part.encode("utf-8", "replace")) <= _PART_BYTES for part in parts
     ):
         raise NoReferenceError(f"{text[:200]!r} has a path that cannot be kept on this machine.")
-    shard = _SHARD.fullmatch(path)
-    if shard is None:
+    shards = Shards.of(path)
+    if shards is None:
         return path
-    index, count = int(shard["index"]), int(shard["count"])
-    if not 1 <= index <= count <= _MAX_SHARDS:
-        raise NoReferenceError(f"{text[:200]!r} says shard {index} of {count}, which cannot be.")
-    return f"{shard['stem']}-00001-of-{count:05}{shard['suffix']}"
+    if not 1 <= shards.index <= shards.count <= _MAX_SHARDS:
+        raise NoReferenceError(f"{text[:200]!r} says shard {shards.index} of {shards.count}, which cannot be.")
+    return shards.file(1)

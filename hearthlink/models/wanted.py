@@ -1,4 +1,4 @@
-"""``--model``: a file of the person's own, or a model of the shelf, which is pulled first when it is not there."""
+"""The model that a node is to load: somebody's own file, or one of the shelf, pulled first when it is missing."""
 
 from __future__ import annotations
 
@@ -31,18 +31,22 @@ def choose(text: str) -> Choice:
         raise Failure(f"{error}{names}", Status.USAGE) from None
 
 
-def wanted(text: str, state: Path) -> Wanted:
-    """What ``--model`` means. A file that exists goes before a name, and a path that does not stays a path, so that the
-    person hears of that. Raises Failure for a reference that is none, and a name that several models have."""
-    path = Path(text).expanduser().absolute()
+def wanted(name: str, state: Path) -> Wanted:
+    """The model called ``name``: a reference, a short name, or a name of the list. Raises Failure when there is none,
+    or several."""
     shelf = Shelf(state)
-    if is_reference(text) or (not path.exists() and catalogue.by_short_name(text)):
-        choice = choose(text)
+    if is_reference(name) or catalogue.by_short_name(name):
+        choice = choose(name)
         return Wanted(shelf.path(choice.reference), choice)
-    if not path.exists() and any(entry.name == text for entry in shelf.entries()):
-        entry = shelf.find(text)
+    if any(entry.name == name for entry in shelf.entries()):
+        entry = shelf.find(name)
         return Wanted(entry.path, catalogue.by_reference(entry.record.reference))
-    return Wanted(path)
+    raise Failure(
+        f"There is no file and no model called {name!r}. Name a GGUF file by its path, a model of a hub by"
+        f" hf:owner/repo/file.gguf or a short name ({catalogue.short_names()}), or one that `hearthlink model list`"
+        " shows.",
+        Status.NOT_FOUND,
+    )
 
 
 def bring(choice: Choice, state: Path) -> Entry:

@@ -18,7 +18,8 @@ from shared.asgi.types import Receive, Scope, Send, header
 from shared.contract.errors import ApiError
 from shared.link import SUBPROTOCOL
 from shared.link.call import Call, End, Outlet
-from shared.link.session import Hello, Session
+from shared.link.hello import Hello
+from shared.link.session import Session
 from shared.link.transports import AsgiTransport
 
 # Seconds for the last errors to be written, and again for the links to close. With the drain's 20 s the process is

@@ -7,21 +7,24 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
 
 from node.runtimes import cpu
 from node.runtimes.base import DEFAULT_SLOTS, Generation, RuntimeStatus, RuntimeStream, require_model
-from node.runtimes.gguf import Header, NotGGUFError, read_header
+from node.runtimes.gguf import Header, NotGGUFError
 from node.runtimes.llama_child import Order
 from node.runtimes.llama_process import COMMAND, ChildFailed, LlamaProcess
+from node.runtimes.model_file import read_model
 from node.runtimes.prompt_size import count_prompt
 from node.runtimes.request_body import request_body
 from node.runtimes.servers import Surveyor
 from node.runtimes.transport import Transport
+from node.runtimes.watched import Watched
 from shared.contract.errors import ApiError
 from shared.contract.snapshot import RuntimeState
+from shared.model_names import title
 
 # Tokens per slot where nobody chose: what a chat needs, and 4 slots of it take some 2 GiB with an 8 B model.
 DEFAULT_CONTEXT = 4096
@@ -38,8 +41,9 @@ class _FileProblem(Exception):
     """The model file cannot be used. ``str(error)`` says why, and what to do."""
 
 
-class EmbeddedRuntime:
-    """A ``Runtime`` that loads ``model``, a GGUF file, into a child process and starts it again when it dies.
+class EmbeddedRuntime(Watched):
+    """A ``Runtime`` that loads ``model``, a GGUF file or the first of its shards, into a child process and starts it
+    again when it dies.
 
     ``context`` is in tokens per slot; ``gpu_layers`` -1 puts on the GPU what fits; ``threads`` defaults to
     what ``cpu.inference_threads`` says. ``command`` starts the child.
@@ -57,21 +61,20 @@ class EmbeddedRuntime:
         threads: int | None = None,
         command: Sequence[str] = COMMAND,
     ) -> None:
+        super().__init__()
         self._path = model
         self._context = context
         self._slots = slots or DEFAULT_SLOTS
         self._gpu_layers = gpu_layers
         self._threads = threads or cpu.inference_threads()
         self._command = command
-        self._name = re.sub(r"\s+", "-", model.stem)[:256] if model is not None else ""
+        self._name = re.sub(r"\s+", "-", title(model.name))[:256] if model is not None else ""
         self._headers = {"Authorization": f"Bearer {secrets.token_urlsafe(32)}"}
         self._status = self._say("starting", "The node is starting.")
         self._special_tokens: frozenset[str] = frozenset()
         self._address = ""
         self._child: LlamaProcess | None = None
         self._on_change: Callable[[], None] = lambda: None
-        self._transport: Transport | None = None
-        self._task: asyncio.Task[None] | None = None
 
     @property
     def special_tokens(self) -> frozenset[str]:
@@ -87,18 +90,7 @@ class EmbeddedRuntime:
 
     async def start(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
-        self._transport = Transport()
-        self._task = asyncio.create_task(self._supervise(), name="llama-supervisor")
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
-        if self._transport is not None:
-            await self._transport.close()
-            self._transport = None
+        self._begin(self._supervise, "llama-supervisor")
 
     @asynccontextmanager
     async def chat(self, generation: Generation, request_id: str) -> AsyncIterator[RuntimeStream]:
@@ -130,12 +122,12 @@ class EmbeddedRuntime:
         """Slots that read a prompt or write an answer now."""
         return sum(bool(slot["is_processing"]) for slot in cast("list[dict[str, object]]", await self.ask("/slots")))
 
-    async def _supervise(self) -> None:
+    async def _supervise(self, transport: Transport) -> None:
         failures = 0
         while True:
             began = time.monotonic()
             try:
-                await self._run_once()
+                await self._run_once(transport)
             except _FileProblem as error:
                 self._set("unavailable", str(error))
                 await asyncio.sleep(FILE_POLL_SECONDS)
@@ -146,13 +138,14 @@ class EmbeddedRuntime:
                 pause = LASTING_SECONDS if failed.lasting else RESTART_SECONDS[min(failures, len(RESTART_SECONDS)) - 1]
                 await asyncio.sleep(pause)
 
-    async def _run_once(self) -> None:
+    async def _run_once(self, transport: Transport) -> None:
         """From reading the file to the end of the child. Raises _FileProblem or ChildFailed, always."""
         header = await asyncio.to_thread(self._read_file)
         self._special_tokens = header.special_tokens
         child = self._child = await LlamaProcess.spawn(self._order(header), self._command)
         try:
             await self._load(child, header)
+            await self._become_ready(transport)
             await child.died()
         finally:
             self._child = None
@@ -166,11 +159,12 @@ class EmbeddedRuntime:
             )
         advice = "Name a GGUF file with --model PATH (node.runtime.model); it is looked for again every second."
         try:
-            return read_header(self._path)
-        except FileNotFoundError:
-            raise _FileProblem(f"There is no model file at {self._path}. {advice}") from None
+            return read_model(self._path)
+        except FileNotFoundError as error:
+            raise _FileProblem(f"There is no model file at {error.filename}. {advice}") from None
         except OSError as error:
-            raise _FileProblem(f"The model file {self._path} cannot be read: {error.strerror}. {advice}") from None
+            file = error.filename or self._path
+            raise _FileProblem(f"The model file {file} cannot be read: {error.strerror}. {advice}") from None
         except NotGGUFError as error:
             raise _FileProblem(f"{self._path} is no model: it {error}. {advice}") from None
 
@@ -203,10 +197,9 @@ class EmbeddedRuntime:
             self._address = (await report)["address"]
         finally:
             report.cancel()
-        await self._become_ready()
 
-    async def _become_ready(self) -> None:
-        surveyor = Surveyor(cast(Transport, self._transport), f"{self._address}/v1", self._headers, ASK_SECONDS)
+    async def _become_ready(self, transport: Transport) -> None:
+        surveyor = Surveyor(transport, f"{self._address}/v1", self._headers, ASK_SECONDS)
         try:
             survey = await surveyor.look("llama.cpp")
         except OSError:

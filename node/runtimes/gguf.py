@@ -27,18 +27,30 @@ class NotGGUFError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """``context`` is the training context in tokens, 0 when unsaid. ``parameters`` are all weights,
-    ``active_parameters`` those that one token passes through (fewer in a mixture of experts). ``special_tokens`` are
-    the spellings that the tokenizer turns into control tokens wherever they stand. ``size`` is the file's, in bytes."""
+    """``context`` is the training context in tokens, 0 when unsaid. ``parameters`` are all weights in the file,
+    ``expert_parameters`` those of them in a mixture of experts, of which a token uses ``experts_used`` out of
+    ``experts`` (0 of 0: all). ``special_tokens`` are the spellings that the tokenizer turns into control tokens
+    wherever they stand. ``size`` is the file's, in bytes; it is number ``shard``, from 1, of ``shards``."""
 
     architecture: str
     name: str
     context: int
     parameters: int
-    active_parameters: int
+    expert_parameters: int
+    experts: int
+    experts_used: int
     special_tokens: frozenset[str]
     chat_template: str
     size: int
+    shard: int
+    shards: int
+
+    @property
+    def active_parameters(self) -> int:
+        """The weights that one token passes through."""
+        if not 0 < self.experts_used <= self.experts:
+            return self.parameters
+        return self.parameters - self.expert_parameters * (self.experts - self.experts_used) // self.experts
 
 
 def read_header(path: Path) -> Header:
@@ -72,19 +84,20 @@ class _Reader:
             fields[key] = self._value(self._scalar("<I"))
         architecture = _text(fields, "general.architecture")
         total, routed = self._weights(tensors)
-        experts = fields.get(f"{architecture}.expert_count") or 0
-        used = fields.get(f"{architecture}.expert_used_count") or 0
-        idle = routed * (experts - used) // experts if 0 < used <= experts else 0
         template = _text(fields, "tokenizer.chat_template")
         return Header(
             architecture=architecture,
             name=_text(fields, "general.name"),
-            context=int(fields.get(f"{architecture}.context_length") or 0),
+            context=_number(fields, f"{architecture}.context_length"),
             parameters=total,
-            active_parameters=total - idle,
+            expert_parameters=routed,
+            experts=_number(fields, f"{architecture}.expert_count"),
+            experts_used=_number(fields, f"{architecture}.expert_used_count"),
             special_tokens=_special_tokens(fields, template),
             chat_template=template,
             size=size,
+            shard=_number(fields, "split.no") + 1,
+            shards=max(1, _number(fields, "split.count")),
         )
 
     def _scalar(self, form: str) -> Any:
@@ -120,7 +133,7 @@ class _Reader:
         return values
 
     def _weights(self, tensors: int) -> tuple[int, int]:
-        """(all weights, those in experts of which only some are used)."""
+        """(all weights, those in experts)."""
         total = routed = 0
         for _ in range(tensors):
             name = self._string()
@@ -139,6 +152,11 @@ class _Reader:
 def _text(fields: dict[str, Any], key: str) -> str:
     value = fields.get(key)
     return value if isinstance(value, str) else ""
+
+
+def _number(fields: dict[str, Any], key: str) -> int:
+    value = fields.get(key)
+    return value if isinstance(value, int) else 0
 
 
 def _special_tokens(fields: dict[str, Any], template: str) -> frozenset[str]:

@@ -19,6 +19,7 @@ from node.runtimes.readiness import choose_status
 from node.runtimes.request_body import request_body
 from node.runtimes.servers import Survey, Surveyor
 from node.runtimes.transport import HttpStream, Transport
+from node.runtimes.watched import Watched
 from shared.contract.errors import ApiError
 from shared.contract.sse import Framer, SSEError
 
@@ -39,7 +40,7 @@ def api_base(url: str) -> str:
     return url if any(_VERSION.fullmatch(segment) for segment in segments) else f"{url}/v1"
 
 
-class OpenAIRuntime:
+class OpenAIRuntime(Watched):
     """A ``Runtime`` behind ``url``, whose reach the settings have checked (loopback, or allowed).
 
     ``key`` is sent as a bearer token; ``default_model`` and ``slots`` replace what the server says.
@@ -48,6 +49,7 @@ class OpenAIRuntime:
     def __init__(
         self, url: str, *, key: str | None = None, default_model: str | None = None, slots: int | None = None
     ) -> None:
+        super().__init__()
         self._base = base = api_base(url)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._wanted_model = default_model
@@ -56,8 +58,6 @@ class OpenAIRuntime:
         self._survey = Survey("")
         self._wake = asyncio.Event()
         self._first_use = asyncio.Lock()
-        self._transport: Transport | None = None
-        self._task: asyncio.Task[None] | None = None
 
     @property
     def kind(self) -> str:
@@ -71,18 +71,7 @@ class OpenAIRuntime:
         return self._status
 
     async def start(self, on_change: Callable[[], None]) -> None:
-        self._transport = Transport()
-        self._task = asyncio.create_task(self._watch(self._transport, on_change), name="runtime-watch")
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
-        if self._transport is not None:
-            await self._transport.close()
-            self._transport = None
+        self._begin(lambda transport: self._watch(transport, on_change), "runtime-watch")
 
     @asynccontextmanager
     async def chat(self, generation: Generation, request_id: str) -> AsyncIterator[RuntimeStream]:

@@ -27,5 +27,6 @@ async def send_json(send: Send, payload: Mapping[str, Any], status: int = 200, h
 
 
 async def send_error(send: Send, error: ApiError, request_id: str, headers: Headers | None = None) -> None:
-    """Send the envelope of design §3.1 with the error's own status and headers."""
-    await send_bytes(send, error.status, error.envelope(request_id), JSON, [*error.headers(), *(headers or [])])
+    """Send the envelope of design §3.1 with the error's own status and headers, never cached."""
+    own = [(b"cache-control", b"no-store"), *error.headers(), *(headers or [])]
+    await send_bytes(send, error.status, error.envelope(request_id), JSON, own)

@@ -105,35 +105,12 @@ async def serving(
     own ``send``, for the body of a stream whose start went through all layers. On leaving, listeners close, answers
     under way get 5 s, and everything is closed. Raises CannotListen.
     """
-    sockets: list[socket.socket] = []
-    try:
-        for listener in listeners:
-            sockets.append(bind(listener))
-    except CannotListen:
-        for sock in sockets:
-            sock.close()
-        raise
+    sockets = _bind_all(listeners)
     bound = [
         Listener(listener.rights, listener.host, sock.getsockname()[1])
         for listener, sock in zip(listeners, sockets, strict=True)
     ]
-    protocol = type("BoundedProtocol", (DeadlineProtocol,), {"limits": limits})
-    config = uvicorn.Config(
-        _by_listener(app, {listener.port: listener.rights for listener in bound}),
-        http=protocol,
-        ws="websockets-sansio",
-        ws_max_size=frames.MAX_WIRE_BYTES,
-        ws_ping_interval=None,
-        ws_per_message_deflate=False,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=75,  # longer than the 60 s idle of common proxies, so that they never reuse a closing one
-        timeout_graceful_shutdown=_CLOSE_WITHIN,
-    )
-    server = _Server(config)
+    server = _Server(_configuration(_by_listener(app, {listener.port: listener.rights for listener in bound}), limits))
 
     def sweep(now: float) -> None:
         for connection in list(server.server_state.connections):
@@ -151,6 +128,37 @@ async def serving(
             server.should_exit = True
             await task
             ticker.remove(sweep)
+
+
+def _bind_all(listeners: Sequence[Listener]) -> list[socket.socket]:
+    """A socket for each listener, or none. Raises CannotListen."""
+    sockets: list[socket.socket] = []
+    try:
+        for listener in listeners:
+            sockets.append(bind(listener))
+    except CannotListen:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _configuration(app: App, limits: Limits) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=type("BoundedProtocol", (DeadlineProtocol,), {"limits": limits}),
+        ws="websockets-sansio",
+        ws_max_size=frames.MAX_WIRE_BYTES,
+        ws_ping_interval=None,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=75,  # longer than the 60 s idle of common proxies, so that they never reuse a closing one
+        timeout_graceful_shutdown=_CLOSE_WITHIN,
+    )
 
 
 @contextmanager

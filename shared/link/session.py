@@ -8,19 +8,19 @@ transport is closed, every Reply has failed and every serving task has been canc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from loguru import logger
 
-from shared.contract import CONTRACT_VERSION
 from shared.contract.errors import ApiError
-from shared.link import PROTOCOL_VERSION, frames
-from shared.link.call import Call, End, Outlet
+from shared.link import frames
+from shared.link.answers import Answers, Serve
+from shared.link.call import Call
 from shared.link.frames import FrameError, Kind
+from shared.link.hello import Hello, disagreement
 from shared.link.outbox import Outbox
-from shared.link.streams import Reply, Responder
+from shared.link.streams import Reply
 
 # Seconds, all from design §3.4 and §3.8.
 PING_AFTER = 5.0
@@ -47,26 +47,6 @@ class Transport(Protocol):
     async def close(self, code: int, reason: str) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """What each side says of itself first. ``id`` survives restarts, ``boot`` does not."""
-
-    id: str
-    boot: str
-    version: str
-    protocol: int = PROTOCOL_VERSION
-    contract: int = CONTRACT_VERSION
-
-    def to_wire(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "boot": self.boot,
-            "version": self.version,
-            "protocol": self.protocol,
-            "contract": self.contract,
-        }
-
-
 class LinkClosed(Exception):
     """The link ended; ``reason`` is for the log and for people. ``code`` is the WebSocket close code we sent or saw."""
 
@@ -76,7 +56,6 @@ class LinkClosed(Exception):
         self.code = code
 
 
-Serve = Callable[[Call, Outlet], Awaitable[End]]
 Stop = Callable[[str, str], bool]
 
 
@@ -105,7 +84,7 @@ class Session:
         self._clock = self._loop.time
         self._outbox = Outbox()
         self._replies: dict[int, Reply] = {}
-        self._serving: dict[int, tuple[asyncio.Task[None], Responder]] = {}
+        self._answers = Answers(self._send_content)
         self._stops: dict[tuple[str, str], asyncio.Future[bool]] = {}
         self._last_stream = 0
         self._retired = False
@@ -155,7 +134,7 @@ class Session:
 
     @property
     def streams(self) -> int:
-        return len(self._replies) + len(self._serving)
+        return len(self._replies) + len(self._answers.running)
 
     def retire(self) -> None:
         """A newer link takes the new streams: close this one as soon as its last stream has ended."""
@@ -174,14 +153,12 @@ class Session:
     async def drained(self) -> None:
         """Wait until no stream runs here and everything written has left. The caller sets the deadline."""
         # At shutdown only; an Event would cost every stream something.
-        while self._serving or self._replies or self._outbox:  # noqa: ASYNC110
+        while self._answers.running or self._replies or self._outbox:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
     def fail_streams(self, error: ApiError) -> None:
         """End every served stream with ``error``, tokens so far counted."""
-        for task, responder in list(self._serving.values()):
-            responder.closing = error
-            self._loop.call_soon(task.cancel)
+        self._answers.fail(error)
 
     # The link itself.
 
@@ -215,10 +192,7 @@ class Session:
         for waiter in self._stops.values():
             if not waiter.done():
                 waiter.set_result(False)
-        serving = [task for task, _ in self._serving.values()]
-        for task in serving:
-            task.cancel()
-        await asyncio.gather(*serving, return_exceptions=True)
+        await self._answers.abandon()
         try:
             async with asyncio.timeout(1):
                 await self._transport.close(ended.code, ended.reason[:120])
@@ -243,7 +217,7 @@ class Session:
                 return LinkClosed("the other side sends but does not read", CLOSE_DENIED)
 
     def _swamped(self) -> bool:
-        return len(self._outbox) > _MAX_WAITING and self._outbox.waiting(but=self._serving) > _MAX_WAITING
+        return len(self._outbox) > _MAX_WAITING and self._outbox.waiting(but=self._answers.running) > _MAX_WAITING
 
     def _take(self, stream: int, kind: int, payload: bytes) -> LinkClosed | None:
         reply = self._replies.get(stream)
@@ -260,10 +234,7 @@ class Session:
         elif kind == Kind.CREDIT:
             self._credit(stream, frames.read_json(payload).get("bytes"))
         elif kind == Kind.CANCEL:
-            if stream in self._serving:
-                # Soon, not now: a task cancelled before its first step, because OPEN and CANCEL came in one message,
-                # would end without the END that the edge waits for.
-                self._loop.call_soon(self._serving[stream][0].cancel)
+            self._answers.cancel(stream)
         elif kind == Kind.PING:
             self._send_control(frames.pack(0, Kind.PONG, b"{}"))
         elif kind == Kind.SNAPSHOT:
@@ -279,19 +250,11 @@ class Session:
     def _greet(self, wire: Mapping[str, Any]) -> LinkClosed | None:
         if self.ready.is_set():
             raise FrameError("a second HELLO")
-        for name, ours in (("protocol", PROTOCOL_VERSION), ("contract", CONTRACT_VERSION)):
-            theirs = wire.get(name)
-            if not isinstance(theirs, int):
-                raise FrameError(f"a HELLO without {name}")
-            if theirs != ours:
-                side = "this side" if theirs > ours else "the other side"
-                reason = f"{name} {theirs} there, {ours} here: upgrade Hearthlink on {side}"
-                return LinkClosed(reason, CLOSE_VERSION)
+        if (reason := disagreement(wire)) is not None:
+            return LinkClosed(reason, CLOSE_VERSION)
         self.peer = wire
         self.ready.set()
         return None
-
-    # Serving, at the node.
 
     def _accept(self, stream: int, payload: bytes) -> None:
         if self._serve is None:
@@ -307,39 +270,12 @@ class Session:
             self._send_content(stream, frames.pack_json(stream, Kind.ERROR, error.to_wire()))
             return
         call.principal = f"{self.peer.get('id', '')}:{call.principal}"
-        responder = Responder(stream, self._send_content)
-        task = asyncio.create_task(self._answer(self._serve, call, responder))
-        self._serving[stream] = (task, responder)
-        task.add_done_callback(lambda _: self._serving.pop(stream, None))
-
-    async def _answer(self, serve: Serve, call: Call, responder: Responder) -> None:
-        stream = responder.stream
-        try:
-            end = await serve(call, responder)
-            last = frames.pack_json(stream, Kind.END, end.to_wire())
-        except asyncio.CancelledError:
-            # CANCEL, a lost link, or a drain that ran out. The edge still wants the usage, exactly once.
-            if responder.closing is not None:
-                last = self._error_frame(stream, responder.closing, call)
-            else:
-                last = frames.pack_json(stream, Kind.END, End("cancelled", call.tally.usage()).to_wire())
-        except ApiError as error:
-            last = self._error_frame(stream, error, call)
-        except Exception as error:
-            logger.opt(exception=error).error("answering {} failed", call.request_id)
-            internal = ApiError("internal_error", "The node failed to answer. Its log has the request id.")
-            last = self._error_frame(stream, internal, call)
-        self._send_content(stream, last)
-
-    def _error_frame(self, stream: int, error: ApiError, call: Call) -> bytes:
-        usage = call.tally.usage().to_wire()
-        return frames.pack_json(stream, Kind.ERROR, {**error.to_wire(), "usage": usage})
+        self._answers.begin(stream, self._serve, call)
 
     def _credit(self, stream: int, size: Any) -> None:
         if not isinstance(size, int) or size < 0:
             raise FrameError("a CREDIT without bytes")
-        if stream in self._serving:
-            self._serving[stream][1].add_credit(size)
+        self._answers.add_credit(stream, size)
 
     def _take_stop(self, wire: Mapping[str, Any]) -> None:
         chat_id, principal = str(wire.get("chat_id", "")), str(wire.get("principal", ""))

@@ -1,0 +1,25 @@
+"""Settings that are valid, and yet hardly what their owner wants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from shared import addresses
+from shared.settings_sections import EdgeSettings
+
+
+def doubts(edge: EdgeSettings) -> Iterator[str]:
+    """A sentence for each, with what to write instead; for the log at the start."""
+    if edge.public_url is None or addresses.is_loopback(urlsplit(edge.public_url).hostname or ""):
+        return
+    if edge.page and (edge.anonymous or edge.invites) and edge.public_url not in edge.allowed_origins:
+        yield (
+            f'the chat page is served but gets no token: add "{edge.public_url}" to edge.allowed_origins, or switch the'
+            " page off with edge.page = false"
+        )
+    if not edge.trusted_proxies and addresses.is_loopback(addresses.split_listen(edge.listen)[0]):
+        yield (
+            "all callers will look like this machine and share one limit: name the server in front of the edge in"
+            ' edge.trusted_proxies, such as ["127.0.0.1"]'
+        )

@@ -1,0 +1,238 @@
+"""Every example of the documents works: each block runs as it stands there, against a live pair.
+
+What surrounds the blocks, and what stands in for a model's download, is in ``tests.doc_examples``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from edge.app import run_edge
+from node.app import run_node
+from node.prompts import read_chat_type
+from shared.contract.sse import Decoder
+from shared.settings import load_settings
+from shared.state import StateDir
+from tests.doc_examples import CLIENT, DOCUMENTS, ROOT, Block, Place, alike, blocks, from_json, in_language
+from tests.elsewhere import elsewhere
+from tests.fake_runtime import FakeRuntime
+from tests.fake_scripts import text
+from tests.javascript import PACKAGES, install, require_node, unusable
+from tests.pair import ANY_PORT, ORIGIN, Pair, create_key, node_settings, question, running_pair
+from tests.tcp_proxy import TcpProxy
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests.browser import Visitor
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+RUN = ("sh", "python", "js", "jsx", "html", "toml", "json")
+PROSE = ("", "text")
+# Blocks that cannot run anywhere but where they are meant for, by document and language.
+NOT_RUN = [("docs/quickstart.md", "caddyfile")]
+# Cases of the vectors that the parser of an example need not know, because no edge sends such a stream.
+NEVER_SENT = [
+    "a field without a colon has an empty value",
+    "an event is given at the CR of its blank line",
+    "CR",
+    "line ends mixed in one stream",
+    "an error field, as some runtimes write",
+]
+SAID = text(5)  # what the model of this test says
+MANY = {"requests_per_minute": 1000}
+
+
+def every(*languages: str) -> pytest.MarkDecorator:
+    found = in_language(*languages)
+    return pytest.mark.parametrize("block", found, ids=[block.name for block in found])
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pages(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Path, str]]:
+    """A folder and the origin it is served from: somebody else's page."""
+    folder = tmp_path_factory.mktemp("pages")
+    async with elsewhere({"pages": folder}) as origin:
+        yield folder, origin
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(
+    tmp_path_factory: pytest.TempPathFactory, pages: tuple[Path, str]
+) -> AsyncIterator[tuple[Pair, FakeRuntime]]:
+    """A pair for all examples; ``[plans]`` as they are but for the number of requests."""
+    state = tmp_path_factory.mktemp("state")
+    settings = {"allowed_origins": [ORIGIN, pages[1]], "requests_per_minute_per_ip": 1000}
+    plans = {"anonymous": MANY, "member": MANY}
+    async with FakeRuntime() as runtime, running_pair(runtime.url, state=state, edge=settings, plans=plans) as pair:
+        yield pair, runtime
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def secrets(served: tuple[Pair, FakeRuntime]) -> dict[str, str]:
+    pair, _ = served
+    key = await pair.new_key("member")
+    async with pair.post("/v1/token", {}) as response:
+        token = (await response.json())["token"]
+    return {"hlk_": key, "hlt_": token}
+
+
+@pytest.fixture
+def place(served: tuple[Pair, FakeRuntime], secrets: dict[str, str], tmp_path: Path) -> Place:
+    pair, runtime = served
+    runtime.script = "normal"
+    place = Place(tmp_path, pair.state, pair.url, pair.ops_url, ORIGIN, secrets)
+    place.prepare()
+    return place
+
+
+async def test_each_block_is_run_or_says_why_not() -> None:
+    found = list(blocks())
+    assert len(found) > 40
+    assert {block.document for block in found} <= set(DOCUMENTS)
+    unknown = [block.name for block in found if block.reason is None and block.language not in (*RUN, *PROSE)]
+    assert unknown == []
+    assert [(str(one.document.relative_to(ROOT)), one.language) for one in found if one.reason] == NOT_RUN
+
+
+@every("sh")
+async def test_sh(place: Place, block: Block) -> None:
+    for program in ("bash", "curl"):
+        if shutil.which(program) is None:
+            unusable(f"This is tested where {program} is.")
+    if "npm install" in block.text:
+        require_node()
+        await bring_packages(place)
+    said = await place.run("bash", "-euo", "pipefail", "-c", place.filled(block))
+    for after in blocks():
+        if after.answer_to == block and after.language == "json":
+            assert alike(from_json(after.text), from_json(said)), said
+        if after.answer_to == block and after.language == "text":
+            assert events(after.text) <= events(said), said
+
+
+def events(stream: str) -> set[str]:
+    """What kinds of events there are: their names, and the keys of their data."""
+    kinds = set()
+    for event in Decoder().feed(stream.encode()):
+        kinds.add(f"{event.event} {event.data if event.data == '[DONE]' else from_json(event.data)}")
+    return kinds
+
+
+@every("python")
+async def test_python(place: Place, block: Block) -> None:
+    said = await place.run(sys.executable, "-W", "error", "-", stdin=place.filled(block))
+    assert said.strip() == SAID.strip()
+
+
+@every("js")
+async def test_js(place: Place, block: Block) -> None:
+    require_node()
+    await bring_packages(place)
+    said = await run_js(place, place.filled(block))
+    assert "".join(said.split()).startswith("".join(SAID.split()))
+
+
+async def bring_packages(place: Place) -> None:
+    await install(CLIENT)
+    await install(PACKAGES)
+    place.bring_packages()
+
+
+async def run_js(place: Place, source: str) -> str:
+    preload = str(ROOT / "tests" / "examples" / "as_a_page.js")
+    (place.folder / "example.mjs").write_text(source)
+    return await place.run("node", "--import", preload, "example.mjs")
+
+
+@every("jsx")
+async def test_jsx(place: Place, block: Block) -> None:
+    require_node()
+    await bring_packages(place)
+    preload = str(ROOT / "tests" / "examples" / "as_a_page.js")
+    shutil.copy(ROOT / "tests" / "examples" / "render.js", place.folder / "render.mjs")
+    (place.folder / "example.jsx").write_text(place.filled(block))
+    said = await place.run("node", "--import", preload, "render.mjs", "example.jsx", SAID, place.edge)
+    assert said == f"Where to?\n{SAID}\n"
+
+
+@every("html")
+async def test_html(place: Place, block: Block, pages: tuple[Path, str], visitor: Visitor) -> None:
+    folder, origin = pages
+    icon = "<link rel=icon href='data:,'>"  # or Chromium asks for one, and complains
+    (folder / "example.html").write_text(place.filled(block).replace("<meta", f"{icon}<meta", 1))
+    page = await visitor.open(f"{origin}/pages/example.html", place.edge)
+    if ask := await page.query_selector("form button"):
+        await ask.click()
+    await page.wait_for_function("said => document.querySelector('#answer').textContent === said", arg=SAID)
+
+
+@every("toml")
+async def test_toml(block: Block, tmp_path: Path) -> None:
+    if block.text.startswith("description ="):
+        written = tmp_path / "bookClub.toml"
+        written.write_text(block.text)
+        assert read_chat_type(written).metadata
+        return
+    written = tmp_path / "hearthlink.toml"
+    written.write_text(block.text.replace("hln_…", "hln_" + "x" * 43))
+    settings = load_settings(config=written, environ={"HOME": str(tmp_path)})
+    assert [row for row in settings.dump() if row[2] == f"file {written}"]
+
+
+@every("json")
+async def test_json(block: Block) -> None:
+    from_json(block.text)
+    assert block.answer_to is not None and block.answer_to.language == "sh"
+
+
+def plain_fetch() -> Block:
+    return next(block for block in in_language("js") if block.document.name == "front-end.md")
+
+
+async def test_plain_fetch_tells_a_cut_answer_from_a_whole_one(place: Place, served: tuple[Pair, FakeRuntime]) -> None:
+    require_node()
+    for script, code in (("eof_without_done", "upstream_incomplete"), ("loading", "model_loading")):
+        served[1].script = script
+        with pytest.raises(AssertionError, match=f"code: '{code}'"):  # as Node prints what nobody caught
+            await run_js(place, place.filled(plain_fetch()))
+
+
+async def test_plain_fetch_reads_what_networks_make_of_a_stream(place: Place) -> None:
+    require_node()
+    (place.folder / "example.mjs").write_text(place.filled(plain_fetch()) + "\nexport { events }\n")
+    examples = ROOT / "tests" / "examples"
+    await place.run(
+        "node",
+        *("--import", str(examples / "as_a_page.js"), str(examples / "sse_vectors.js"), "example.mjs"),
+        *(str(ROOT / "tests" / "vectors" / "sse.json"), json.dumps(NEVER_SENT)),
+    )
+
+
+async def test_two_machines(served: tuple[Pair, FakeRuntime], tmp_path: Path) -> None:
+    """The settings of the quick start, with a proxy in the place of the SSH connection between the machines."""
+    written = next(block for block in in_language("toml") if "[edge.upstreams.default]" in block.text)
+    near, far = tmp_path / "edge", tmp_path / "node"
+    async with TcpProxy() as tunnel, run_node(node_settings(far, served[1].url)) as node:
+        tunnel.target = node.listener.port
+        content = written.text.replace("hln_…", StateDir(far).node_token())
+        (tmp_path / "hearthlink.toml").write_text(content.replace("127.0.0.1:8001", f"127.0.0.1:{tunnel.port}"))
+        settings = load_settings(
+            config=tmp_path / "hearthlink.toml",
+            flags={"edge.listen": ANY_PORT, "edge.ops_listen": ANY_PORT},
+            environ={"HOME": str(tmp_path), "HEARTHLINK_STATE": str(near)},
+        )
+        bearer = {"Authorization": f"Bearer {create_key(near)}"}
+        async with run_edge(settings, lambda line: None) as edge, aiohttp.ClientSession(trust_env=False) as client:
+            await wait_until(lambda: edge.services.upstreams.ready, 10)
+            async with client.post(edge.public.url + "/v1/chat", json=question(), headers=bearer) as response:
+                assert (await response.json())["choices"][0]["message"]["content"] == SAID
