@@ -51,4 +51,5 @@ def title(file: str) -> str:
 def is_name(text: str) -> bool:
     """Whether ``text`` names a model and not its file: a reference to a hub, or a word that could be no path of a GGUF
     file. A file that is called like that all the same is written ``./word``."""
-    return text.startswith(HUB) or not ("/" in text or text.lower().endswith(ENDING))
+    is_path = "/" in text or text.startswith((".", "~")) or text.lower().endswith(ENDING)
+    return text.startswith(HUB) or not is_path
