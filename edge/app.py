@@ -105,7 +105,7 @@ class Edge:
         policy = replace(_policy(settings), require_authentication=services.policy.require_authentication)
         services.tokens, services.policy, services.plans = tokens, policy, plans_from(settings.plans)
         services.addresses = ClientAddress(settings.edge.trusted_proxies)
-        services.store.abandoned_after = settings.edge.request_timeout + _USAGE_WITHIN
+        services.store.abandoned_after = _abandoned_after(settings)
         self.app = create_app(services, self.audit)
 
     async def drain(self) -> None:
@@ -122,7 +122,7 @@ async def run_edge(settings: Settings, audit_sink: AuditSink) -> AsyncIterator[E
     store = SQLiteStore(
         state.database,
         requests_per_minute_per_ip=configured.requests_per_minute_per_ip,
-        abandoned_after=configured.request_timeout + _USAGE_WITHIN,
+        abandoned_after=_abandoned_after(settings),
     )
     await store.open()
     ticker = Ticker()
@@ -194,6 +194,10 @@ def _policy(settings: Settings) -> Policy:
         max_body=configured.max_body,
         request_timeout=configured.request_timeout,
     )
+
+
+def _abandoned_after(settings: Settings) -> float:
+    return settings.edge.request_timeout + _USAGE_WITHIN
 
 
 def _tokens(settings: Settings, state: StateDir) -> Tokens:

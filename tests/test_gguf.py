@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from bench.random_model import make
 from node.runtimes.gguf import NotGGUFError, read_header
+from tests.model_files import write_experts
 
 DEMO = Path(__file__).parents[1] / "models" / "demo.gguf"
 
@@ -34,15 +34,7 @@ def test_a_random_model_has_the_size_it_was_asked_for(tmp_path: Path, parameters
 
 
 def test_experts_that_are_not_used_do_not_count_as_active(tmp_path: Path) -> None:
-    writer = GGUFWriter(tmp_path / "moe.gguf", "llama")
-    writer.add_expert_count(8)
-    writer.add_expert_used_count(2)
-    writer.add_tensor("blk.0.ffn_up_exps.weight", np.zeros((8, 10, 10), dtype=np.float16))
-    writer.add_tensor("token_embd.weight", np.zeros((5, 10), dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_experts(tmp_path / "moe.gguf")
     header = read_header(tmp_path / "moe.gguf")
     assert (header.parameters, header.active_parameters) == (850, 250)
 

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from gguf import GGUFWriter
 
@@ -16,6 +15,7 @@ from node.runtimes.gguf import NotGGUFError
 from node.runtimes.model_file import read_model
 from shared import model_names
 from shared.model_names import Shards
+from tests.model_files import write_experts
 from tests.runtime_support import is_ready, running
 
 
@@ -38,15 +38,7 @@ def test_all_shards_count(shards: list[Path], tmp_path: Path) -> None:
 
 def test_experts_of_other_shards_count_as_the_first_says(tmp_path: Path) -> None:
     """The first holds the description, and here no tensor; the others hold tensors alone."""
-    writer = GGUFWriter(tmp_path / "moe.gguf", "llama", split_max_tensors=1, small_first_shard=True)
-    writer.add_expert_count(8)
-    writer.add_expert_used_count(2)
-    writer.add_tensor("blk.0.ffn_up_exps.weight", np.zeros((8, 10, 10), dtype=np.float16))
-    writer.add_tensor("token_embd.weight", np.zeros((5, 10), dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_experts(tmp_path / "moe.gguf", split_max_tensors=1, small_first_shard=True)
     found = read_model(tmp_path / "moe-00001-of-00003.gguf")
     assert (found.parameters, found.active_parameters) == (850, 250)
 
