@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,27 +14,33 @@ from starlette.routing import Route, Router, WebSocketRoute
 
 from edge.api.audit import Audit
 from edge.api.chat import ChatEndpoint
+from edge.api.funnel import FunnelGuard
 from edge.api.health import HealthRoutes
 from edge.api.limiter import rate_limiter
 from edge.api.lists import ListRoutes
 from edge.api.pages import PageRoutes
+from edge.api.peers import is_peers, may_be_peers, treat_as_peers
 from edge.api.stop import StopRoute
 from edge.api.tokens import TokenRoutes
 from edge.chats import Chats
 from edge.client_address import ClientAddress
-from edge.metrics import Metrics
+from edge.metrics import Metrics, NodeState
 from edge.plans import plans_from
 from edge.principals import link_id
+from edge.serve_listener import ServeListener
 from edge.services import Policy, Services
 from edge.site import Site
 from edge.store.sqlite import SQLiteStore
 from edge.tokens import Tokens
-from edge.upstreams import Address, Upstream, Upstreams
+from edge.upstreams.address import Address, addresses_from
+from edge.upstreams.pool import Upstreams
+from edge.upstreams.upstream import Upstream
 from shared import __version__
 from shared.addresses import split_listen
 from shared.asgi.front import Envelope, Front, no_websocket
+from shared.asgi.listener import Listener
 from shared.asgi.protocol import Limits
-from shared.asgi.server import Listener, serving
+from shared.asgi.server import serving
 from shared.asgi.types import App, Receive, Scope, Send, header
 from shared.contract.surface import SURFACES
 from shared.link.hello import Hello
@@ -75,7 +81,10 @@ RELOADABLE = (
     "edge.request_timeout",
     "edge.token_lifetime",
     "edge.signing_keys",
+    "tailscale.tester_capability",
 )
+# Sections that an edge reads, or keys of them.
+_SECTIONS = ("edge.", "plans.", "logs.", "tailscale.socket", "tailscale.proxy", "tailscale.tester_capability")
 
 
 @dataclass(slots=True)
@@ -94,9 +103,7 @@ class Edge:
     def reload(self) -> None:
         """Read the settings again and apply what can change while it runs; a mistake keeps the old ones and is
         logged."""
-        self.settings = reload_settings(
-            "edge", self.settings, self._apply, sections=("edge.", "plans.", "logs."), applied=RELOADABLE
-        )
+        self.settings = reload_settings("edge", self.settings, self._apply, sections=_SECTIONS, applied=RELOADABLE)
 
     def _apply(self, settings: Settings) -> None:
         services = self.services
@@ -127,14 +134,19 @@ async def run_edge(settings: Settings, audit_sink: AuditSink) -> AsyncIterator[E
     await store.open()
     ticker = Ticker()
     try:
-        services = _services(settings, state, store)
+        addresses = list(addresses_from(configured.upstreams, state.node_token))
+        hello = Hello(link_id(store.pseudonym_key, "edge group"), secrets.token_hex(8), __version__)
+        upstreams = Upstreams(Upstream(address, hello) for address in addresses if not address.node)
+        services = _services(settings, state, store, upstreams)
         audit = Audit(audit_sink, services.metrics)
         ticker.add(audit.tick)
         ticker.add(services.chats.tick)
         public = Listener("public", *split_listen(configured.listen))
         ops = Listener("ops", *split_listen(configured.ops_listen))
         limits = Limits(header_timeout=configured.header_timeout, body_timeout=configured.body_timeout)
-        running = [asyncio.create_task(work) for work in (ticker.run(), services.upstreams.run())]
+        serve = ServeListener(configured.serve, state.path)
+        works = [ticker.run(), services.upstreams.run(), *_in_tailnet(settings, services, addresses, hello, serve)]
+        running = [asyncio.create_task(work) for work in works]
         try:
             app = create_app(services, audit)
             edge = Edge(settings, services, audit, state, app, public, ops, configured.drain_timeout)
@@ -142,29 +154,50 @@ async def run_edge(settings: Settings, audit_sink: AuditSink) -> AsyncIterator[E
             async def current(scope: Scope, receive: Receive, send: Send) -> None:
                 await edge.app(scope, receive, send)
 
-            async with serving(current, [public, ops], limits, ticker) as (edge.public, edge.ops):
+            async with (
+                serving(current, [public, ops], limits, ticker) as listening,
+                serve.opened(listening, services.local, services.tailnet, services.serve_at),
+            ):
+                edge.public, edge.ops = listening.listeners[:2]
                 yield edge
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+            if services.local is not None:
+                await services.local.close()
     finally:
         await store.close()
 
 
-def _services(settings: Settings, state: StateDir, store: SQLiteStore) -> Services:
+def _in_tailnet(
+    settings: Settings, services: Services, addresses: Sequence[Address], hello: Hello, serve: ServeListener
+) -> list[Coroutine[Any, Any, None]]:
+    """Give ``services`` its ``local`` and ``tailnet`` where something here uses them; what must run for them."""
+    named = [address for address in addresses if address.node]
+    if not named and not serve.wanted(settings.tailscale.socket):
+        return []
+    # Importing them takes 0.1 s, which nobody else should wait for.
+    from edge.upstreams.directory import Directory
+    from shared.tailscale.client import LocalClient
+    from shared.tailscale.tailnet import Tailnet
+
+    services.local = LocalClient(settings.tailscale.socket)
+    services.tailnet = Tailnet(services.local)
+    directory = Directory(
+        services.tailnet,
+        services.local,
+        services.upstreams,
+        hello,
+        named,
+        proxy=settings.tailscale.proxy,
+        busy=lambda: len(services.chats) > 0,
+    )
+    return [services.tailnet.run(), directory.run()]
+
+
+def _services(settings: Settings, state: StateDir, store: SQLiteStore, upstreams: Upstreams) -> Services:
     configured = settings.edge
-    upstreams = [
-        Address(
-            name=name,
-            url=upstream.url,
-            token=upstream.token.get_secret_value() if upstream.token is not None else state.node_token(),
-            priority=upstream.priority,
-            links=upstream.links,
-        )
-        for name, upstream in configured.upstreams.items()
-    ]
-    hello = Hello(link_id(store.pseudonym_key, "edge group"), secrets.token_hex(8), __version__)
     services = Services(
         site=Site.load(),
         policy=_policy(settings),
@@ -172,14 +205,22 @@ def _services(settings: Settings, state: StateDir, store: SQLiteStore) -> Servic
         tokens=_tokens(settings, state),
         store=store,
         addresses=ClientAddress(configured.trusted_proxies),
-        upstreams=Upstreams(Upstream(address, hello) for address in upstreams),
+        upstreams=upstreams,
         chats=Chats(configured.heartbeat, configured.slow_reader_timeout),
         metrics=Metrics(),
         pseudonym_key=store.pseudonym_key,
     )
     services.metrics.gauge("running", "Chats running", lambda: len(services.chats))
-    services.metrics.gauge("ready", "1 when a chat could be answered", lambda: services.upstreams.ready)
+    services.metrics.gauge("ready", "1 when a chat could be answered", lambda: upstreams.ready)
+    services.metrics.nodes(lambda: map(_node_state, upstreams.all))
     return services
+
+
+def _node_state(upstream: Upstream) -> NodeState:
+    machine = upstream.machine
+    if machine is None:
+        return NodeState(upstream.name, upstream.connected)
+    return NodeState(upstream.name, upstream.connected, machine.online, machine.relayed, machine.round_trip)
 
 
 def _policy(settings: Settings) -> Policy:
@@ -193,6 +234,7 @@ def _policy(settings: Settings) -> Policy:
         anonymous_raw_models=configured.anonymous_raw_models,
         max_body=configured.max_body,
         request_timeout=configured.request_timeout,
+        tester_capability=settings.tailscale.tester_capability,
     )
 
 
@@ -238,7 +280,14 @@ def create_app(edge: Services, audit: Audit) -> App:
         max_age=_PREFLIGHT_SECONDS,
     )
 
+    funnel = FunnelGuard()
+
     async def by_origin(scope: Scope, receive: Receive, send: Send) -> None:
+        if funnel.concerns(scope):
+            await funnel.refuse(scope, send)
+            return
+        if may_be_peers(scope, edge) and await is_peers(scope, edge) and not await treat_as_peers(scope, send):
+            return
         # Programs send no Origin. What may be cached is open to every origin, so answers to them need no Vary either.
         await (envelope if header(scope, b"origin") is None else cors)(scope, receive, send)
 

@@ -22,7 +22,8 @@ _ENDING_WITHIN = 2.0
 @dataclass(slots=True)
 class Chat:
     """One running chat. ``writing_since`` is loop time while a write waits for the caller, else None; ``heard_at`` is
-    when the caller last got a byte. ``principal`` is the owner's id at the node."""
+    when the caller last got a byte. ``principal`` is the owner's id at the node. ``doubted`` is called once a second
+    while the link is silent and no answer has begun."""
 
     id: str
     principal: str
@@ -31,6 +32,7 @@ class Chat:
     interrupt: Interrupt
     streaming: bool
     revoked: Callable[[], bool]
+    doubted: Callable[[Chat], None]
     drop: Callable[[], None]
     deadline: float
     heard_at: float
@@ -81,6 +83,8 @@ class Chats:
                 chat.interrupt.end_with(_too_late(chat))
             elif chat.revoked():
                 chat.interrupt.end_with(ApiError("token_revoked", "The credential was revoked."))
+            elif not chat.reply.has_head and chat.session.suspect:
+                chat.doubted(chat)
             elif chat.streaming and chat.started and now - chat.heard_at >= self._heartbeat:
                 chat.reply.inject(HEARTBEAT)
 

@@ -52,6 +52,14 @@ class ClientAddress:
         return any(address in network for network in self._trusted)
 
 
+def behind_serve(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The caller of a request that Tailscale Serve passed on: it writes X-Forwarded-For itself, one address, no zone.
+    Never raises."""
+    lines = [value for name, value in headers if name == b"x-forwarded-for"]
+    caller = _parse(lines[0].decode("latin-1")) if len(lines) == 1 else None
+    return UNKNOWN if caller is None else str(caller)
+
+
 def _hops_from_the_right(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
     # Several header lines are one list, in order (RFC 9110 §5.3).
     lines = [value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for"]
@@ -68,4 +76,6 @@ def _parse(text: str) -> Address | None:
         address = ipaddress.ip_address(text)
     except ValueError:
         return None
-    return address.ipv4_mapped or address if isinstance(address, ipaddress.IPv6Address) else address
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    return None if address.scope_id else address.ipv4_mapped or address

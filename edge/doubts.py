@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from shared import addresses
-from shared.settings_sections import EdgeSettings
+from shared.addresses import NODE_PORT
+from shared.settings_edge import EdgeSettings
 
 
 def doubts(edge: EdgeSettings) -> Iterator[str]:
     """A sentence for each, with what to write instead; for the log at the start."""
+    yield from _of_upstreams(edge)
     if edge.public_url is None or addresses.is_loopback(urlsplit(edge.public_url).hostname or ""):
         return
     if edge.page and (edge.anonymous or edge.invites) and edge.public_url not in edge.allowed_origins:
@@ -23,3 +25,14 @@ def doubts(edge: EdgeSettings) -> Iterator[str]:
             "all callers will look like this machine and share one limit: name the server in front of the edge in"
             ' edge.trusted_proxies, such as ["127.0.0.1"]'
         )
+
+
+def _of_upstreams(edge: EdgeSettings) -> Iterator[str]:
+    for name, upstream in edge.upstreams.items():
+        url = urlsplit(upstream.url or "")
+        if addresses.is_tailnet(url.hostname or ""):
+            yield (
+                f"edge.upstreams.{name}.url leads into a tailnet, whose addresses change: write node ="
+                f' "{url.hostname}" instead, with port where it is not {NODE_PORT}, so that the edge finds the machine'
+                " again, keeps the path to it warm and tells what is wrong"
+            )

@@ -35,11 +35,24 @@ class Plan:
 
     def limits(self) -> dict[str, int | None]:
         """The ``limits`` object of ``POST /v1/token``."""
-        return {name: getattr(self, name) for name in _LIMITS}
+        return {name: getattr(self, name) for name in LIMITS}
+
+    def limited(self, limits: Mapping[str, int | None]) -> Plan:
+        """This plan with other ``limits``, by the names of ``LIMITS``."""
+        return replace(self, **limits)
+
+    def with_lists_of(self, other: Plan) -> Plan:
+        """This plan with the models and chat types of ``other`` besides its own."""
+        models, chat_types = _united(self.models, other.models), _united(self.chat_types, other.chat_types)
+        return replace(self, models=models, chat_types=chat_types)
 
 
-_LIMITS = ("requests_per_minute", "streams", "tokens_per_day", "tokens_per_request")
+LIMITS = ("requests_per_minute", "streams", "tokens_per_day", "tokens_per_request")
 _LISTS = ("models", "chat_types", "scopes")
+
+
+def _united(names: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
+    return names if ANY in names else (*names, *(name for name in more if name not in names))
 
 
 def built_in() -> dict[str, Plan]:

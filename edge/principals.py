@@ -5,15 +5,18 @@ from __future__ import annotations
 import hmac
 import socket
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["anonymous", "invite", "key", "token", "local"]
+Kind = Literal["anonymous", "invite", "tailnet", "key", "token", "local"]
 
 SECONDS_PER_DAY = 86_400
 # 128 bits: collisions and guesses stay out of reach (design §3.8); 22 characters of base64.
 _PSEUDONYM_BYTES = 16
 _MAPPED_IPV4 = b"\0" * 10 + b"\xff\xff"
+# fd7a:115c:a1e0::/48, where all machines of a tailnet are, often in one /64 (tailscale.com/kb/1033).
+_TAILNET_IPV6 = b"\xfd\x7a\x11\x5c\xa1\xe0"
 # Before an invite's own id, in the ids of the callers that it let in.
 _INVITED = "invite_"
 
@@ -23,8 +26,10 @@ class Principal:
     """One caller. ``id`` is what every limit counts by, ``plan`` the name of the plan that sets them.
 
     ``origin``, ``chat_types`` and ``max_tokens`` lock the credential to one web origin, some chat types, a longest
-    answer; None locks nothing. ``jti`` names one token among the principal's, ``expires_at`` (Unix seconds) ends it;
-    both are None for an API key without an end. ``kind`` "local" is the caller when authentication is off.
+    answer; None locks nothing. ``limits`` (names of ``plans.LIMITS``) hold in place of the plan's, and the models and
+    chat types of ``more_plans`` are open besides. ``jti`` names one token among the principal's, ``expires_at`` (Unix
+    seconds) ends it; both are None for an API key without an end. ``kind`` "local" is the caller when authentication
+    is off.
     """
 
     id: str
@@ -34,6 +39,8 @@ class Principal:
     origin: str | None = None
     chat_types: tuple[str, ...] | None = None
     max_tokens: int | None = None
+    limits: Mapping[str, int | None] | None = None
+    more_plans: tuple[str, ...] | None = None
     jti: str | None = None
     expires_at: int | None = None
 
@@ -45,7 +52,7 @@ def day_of(now: float) -> int:
 
 def address_block(ip: str) -> str:
     """The addresses that count as one caller: an IPv4 address itself, or the /64 of an IPv6 address, which is what one
-    customer gets. Text that is no address comes back unchanged."""
+    customer gets; in a tailnet each is a machine's own. Text that is no address comes back unchanged."""
     if ":" not in ip:
         return ip
     try:
@@ -54,6 +61,8 @@ def address_block(ip: str) -> str:
         return ip
     if packed.startswith(_MAPPED_IPV4):
         return socket.inet_ntop(socket.AF_INET, packed[12:])
+    if packed.startswith(_TAILNET_IPV6):
+        return socket.inet_ntop(socket.AF_INET6, packed)
     return packed[:8].hex() + "/64"
 
 
@@ -71,6 +80,11 @@ def invited_id(secret: bytes, invite: str, ip: str, origin: str | None) -> str:
 def invite_of(principal: Principal) -> str | None:
     """The id of the invite that let ``principal`` in, None for any other kind."""
     return principal.id.removeprefix(_INVITED).partition("_")[0] if principal.kind == "invite" else None
+
+
+def tailnet_id(secret: bytes, login: str) -> str:
+    """The id of a person of the tailnet, the same on every device of theirs."""
+    return f"tailnet_{_pseudonym(secret, 'tailnet', login)}"
 
 
 def link_id(secret: bytes, principal_id: str) -> str:

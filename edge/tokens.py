@@ -20,6 +20,7 @@ from typing import Any
 
 from itsdangerous import BadSignature, Signer
 
+from edge.plans import LIMITS
 from edge.principals import Principal
 from shared.contract.errors import ApiError
 from shared.contract.secrets import TOKEN
@@ -95,11 +96,14 @@ def _claims(principal: Principal) -> dict[str, Any]:
         "scp": principal.scopes,
     }
     locks = {"org": principal.origin, "cht": principal.chat_types, "max": principal.max_tokens}
+    if principal.limits is not None:
+        locks["lim"] = [principal.limits[name] for name in LIMITS]
+    locks["mor"] = principal.more_plans
     return claims | {name: value for name, value in locks.items() if value is not None}
 
 
 def _principal(claims: Mapping[str, Any]) -> Principal:
-    chat_types = claims.get("cht")
+    chat_types, limits, more = claims.get("cht"), claims.get("lim"), claims.get("mor")
     return Principal(
         id=claims["sub"],
         kind=claims["kind"],
@@ -108,6 +112,8 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
         origin=claims.get("org"),
         chat_types=None if chat_types is None else tuple(chat_types),
         max_tokens=claims.get("max"),
+        limits=None if limits is None else dict(zip(LIMITS, limits, strict=True)),
+        more_plans=None if more is None else tuple(more),
         jti=claims["jti"],
         expires_at=claims["exp"],
     )

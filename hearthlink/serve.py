@@ -46,7 +46,12 @@ def edge(
 
 def node(
     listen: Annotated[
-        str | None, typer.Option("--listen", metavar="HOST:PORT", help="Where the edge connects; loopback only.")
+        str | None,
+        typer.Option(
+            "--listen",
+            metavar="WHERE",
+            help="Where the edge connects: tailnet, interface:NAME, or HOST:PORT on loopback.",
+        ),
     ] = None,
     model: options.Model = None,
     runtime: options.Runtime = None,

@@ -114,14 +114,16 @@ def _addresses(port: int, settings: Settings) -> dict[str, Any]:
 
 
 def _node_address(port: int, settings: Settings) -> dict[str, Any]:
-    """The settings that make a node on ``port`` and lead the edge to it."""
-    flags: dict[str, Any] = {
-        "node.listen": f"{ports.HOST}:{port}",
-        "edge.upstreams.default.kind": "link",
-        "edge.upstreams.default.url": f"ws://{ports.HOST}:{port}/link",
-    }
+    """The settings that make a node on ``port`` and lead the edge to it, whatever place the person gave each: tailnet
+    and certificates are for other machines."""
+    upstream: dict[str, Any] = {"kind": "link", "url": f"ws://{ports.HOST}:{port}/link"}
+    flags: dict[str, Any] = {"node.listen": f"{ports.HOST}:{port}", "node.tls": {}, "edge.upstreams.default": upstream}
     default = settings.edge.upstreams.get("default")
-    if default is None or default.token is None:
+    if default is not None:
+        upstream |= {"priority": default.priority, "links": default.links}
+    if default is not None and default.token is not None:
+        upstream["token"] = default.token.get_secret_value()
+    else:
         flags["node.tokens"] = []  # both then take the one of the state
     return flags
 
@@ -131,6 +133,8 @@ def _environment(flags: Mapping[str, Any], config: Path | None) -> dict[str, str
     environment = dict(os.environ)
     for key, value in flags.items():
         name = "HEARTHLINK_" + key.upper().replace(".", "__")
+        for part in [part for part in environment if part.startswith(f"{name}__")]:
+            del environment[part]  # of a section that is replaced as a whole
         environment[name] = value if isinstance(value, str) else json.dumps(value)
     environment["HEARTHLINK_LOGS__FORMAT"] = "json"
     if config is not None:

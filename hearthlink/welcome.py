@@ -25,7 +25,7 @@ _TOY = ", a toy of 5 MB that came along; a real one: --model smollm2-360m"
 
 def text(url: str, ops_port: int, model: str, runtime: str, settings: Settings, config: Path | None) -> str:
     """Some lines for standard output; the one to try works when it is pasted into a shell. Raises Failure."""
-    from shared.settings_sections import DEMO_MODEL
+    from shared.settings_node import DEMO_MODEL
 
     curl = shutil.which("curl") is not None
     hint = f" (its token is good for {_TOKEN_HOURS} hours)" if curl else ""

@@ -6,25 +6,23 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from loguru import logger
-
 from node.app import Node, run_node
 from node.prompts import BrokenChatType
 from shared import process
 from shared.logs import Logs
 from shared.settings import Settings
+from shared.tls import TlsError
 
 
 @asynccontextmanager
 async def _serve(settings: Settings, logs: Logs) -> AsyncIterator[Node]:
     async with run_node(settings) as node:
-        logger.info("node listens on {}", node.listener.url)
         yield node
 
 
 def main(settings: Settings | None = None) -> int:
     """The exit status, as ``shared.process.run`` gives it."""
-    return process.run("node", _serve, (BrokenChatType,), settings)
+    return process.run("node", _serve, (BrokenChatType, TlsError), settings)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,43 @@
-"""The node put together: settings in, a running node out."""
+"""The node put together: settings in, a running node out. Of Tailscale nothing is loaded where it is not used."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Container, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from loguru import logger
 from starlette.routing import Route, Router, WebSocketRoute
 
 from node.admission import Admission
+from node.admission.callers import Callers, TailnetCallers
+from node.admission.loopback import LoopbackCallers
 from node.api.chat import ChatEndpoint
 from node.api.health import Health
 from node.api.link import LinkEndpoint
 from node.metrics import Metrics
+from node.placement import LOOPBACK_NAMES, InterfacePlacement, Placement, TailnetPlacement, Where, settled
 from node.prompts import SHIPPED, ChatTypes
 from node.running import Running
 from node.runtimes import create
 from node.services import Services, Timeouts
 from node.special_tokens import Neutraliser
 from node.turns import Turns
-from shared.addresses import split_listen
+from shared.addresses import OnAddress, OnInterface, parse_node_listen, split_listen
 from shared.asgi.front import Envelope, Front, no_websocket
+from shared.asgi.listener import CannotListen, Listener
 from shared.asgi.protocol import Limits
-from shared.asgi.server import Listener, serving
+from shared.asgi.server import Listening, serving
 from shared.asgi.types import App
 from shared.contract.surface import SURFACES
 from shared.reload import reload_settings
 from shared.settings import Settings
 from shared.state import StateDir
 from shared.ticker import Ticker
+from shared.tls import server_context
 
 # The largest body an edge may be set to accept; the edge's own limit is the one callers meet.
 _MAX_BODY = 8 << 20
@@ -50,14 +56,19 @@ class Node:
     admission: Admission
     state: StateDir
     link: LinkEndpoint
-    listener: Listener
+    listening: Listening
     drain_timeout: float
+
+    @property
+    def listener(self) -> Listener:
+        """The first that is open: on loopback there is no other."""
+        return self.listening.listeners[0]
 
     def reload(self) -> None:
         """Read the settings again and apply what can change while it runs; a mistake keeps the old ones and is
         logged."""
         self.settings = reload_settings(
-            "node", self.settings, self._apply, sections=("node.", "logs."), applied=RELOADABLE
+            "node", self.settings, self._apply, sections=("node.", "tailscale.", "logs."), applied=RELOADABLE
         )
 
     def _apply(self, settings: Settings) -> None:
@@ -73,19 +84,108 @@ class Node:
         await self.link.drain(self.drain_timeout)
 
 
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """How callers get here: by ``loopback``, or where ``placement`` is; ``callers`` says who they are."""
+
+    loopback: Listener | None = None
+    placement: Placement | None = None
+    callers: Callers | None = None
+
+    @property
+    def hosts(self) -> Container[str]:
+        """What callers may write for the node's address."""
+        if self.placement is not None:
+            return self.placement
+        return LOOPBACK_NAMES | ({self.loopback.host} if self.loopback is not None else set())
+
+
 @asynccontextmanager
 async def run_node(settings: Settings) -> AsyncIterator[Node]:
-    """Start the runtime and serve until the block is left; everything is closed then. Raises CannotListen,
+    """Start the runtime and serve until the block is left; everything is closed then. Raises CannotListen, TlsError,
     BrokenChatType or StateError with a sentence for the person who starts it."""
     state = StateDir(settings.state)
-    configured = settings.node
-    chat_types = ChatTypes(configured.chat_types or SHIPPED)
+    chat_types = ChatTypes(settings.node.chat_types or SHIPPED)
     chat_types.load()
-    own_ports = [
-        split_listen(address)[1] for address in (configured.listen, settings.edge.listen, settings.edge.ops_listen)
-    ]
+    async with AsyncExitStack() as stack:
+        where = await settled(parse_node_listen(settings.node.listen), settings.tailscale.socket)
+        network = await stack.enter_async_context(_network(where, settings))
+        services = _services(settings, state, chat_types, where.port, network.placement)
+        admission = Admission(_tokens(settings, state), network.callers)
+        link = LinkEndpoint(services, admission, network.hosts)
+        _connect(services, link)
+        stack.push_async_callback(services.runtime.close)
+        await stack.enter_async_context(_meanwhile(services.ticker.run(), "its clock"))
+        app = create_app(services, link, admission)
+        first = [network.loopback] if network.loopback is not None else []
+        listening = await stack.enter_async_context(serving(app, first, Limits(), services.ticker))
+        if network.placement is not None:
+            await _open_for_owner(listening, state)
+            await stack.enter_async_context(_meanwhile(network.placement.run(listening), "following its addresses"))
+        await services.runtime.start(lambda: _runtime_changed(services, link))
+        if network.loopback is not None:
+            logger.info("node listens on {}", listening.listeners[0].url)
+        yield Node(settings, services, admission, state, link, listening, settings.node.drain_timeout)
+
+
+@asynccontextmanager
+async def _network(where: Where, settings: Settings) -> AsyncIterator[_Network]:
+    """What ``where`` needs; it is closed when the block is left. Raises TlsError."""
+    tls = server_context(settings.node.tls) if settings.node.tls.on else None
+    capability = settings.tailscale.node_capability
+    if isinstance(where, OnAddress):
+        beside = LoopbackCallers(settings.tailscale.socket, capability)
+        try:
+            yield _Network(loopback=Listener("ops", where.host, where.port, tls=tls), callers=beside)
+        finally:
+            await beside.close()
+        return
+    if isinstance(where, OnInterface):
+        assert tls is not None, "the settings want it"
+        yield _Network(placement=InterfacePlacement(where.name, where.port, tls))
+        return
+    from shared.tailscale.client import LocalClient
+    from shared.tailscale.tailnet import Tailnet
+
+    async with LocalClient(settings.tailscale.socket) as client:
+        tailnet = Tailnet(client)
+        async with _meanwhile(tailnet.run(), "following the tailnet"):
+            callers = TailnetCallers(client, capability)
+            yield _Network(placement=TailnetPlacement(where.port, tailnet, client, tls), callers=callers)
+
+
+async def _open_for_owner(listening: Listening, state: StateDir) -> None:
+    """A socket in the state folder, so that health can be asked for while the network that the node serves is away."""
+    try:
+        await listening.open(Listener("ops", path=str(state.path / "node.sock")))
+    except CannotListen as error:
+        logger.warning("health can be asked for over the network only: {}", error)
+
+
+@asynccontextmanager
+async def _meanwhile(work: Coroutine[Any, Any, None], what: str) -> AsyncIterator[None]:
+    """Run what never ends by itself while the block runs; where it does, ``what`` says for people what is missing."""
+    task = asyncio.create_task(work, name=what)
+    task.add_done_callback(_ended)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.opt(exception=error).critical("the node goes on without {}: restart it", task.get_name())
+
+
+def _services(
+    settings: Settings, state: StateDir, chat_types: ChatTypes, port: int, placement: Placement | None
+) -> Services:
+    configured = settings.node
+    own_ports = [port, *(split_listen(text)[1] for text in (settings.edge.listen, settings.edge.ops_listen))]
     runtime = create(configured.runtime, slots=configured.slots, own_ports=own_ports)
-    services = Services(
+    return Services(
         node_id=state.node_id(),
         boot_id=secrets.token_hex(8),
         runtime=runtime,
@@ -97,19 +197,8 @@ async def run_node(settings: Settings) -> AsyncIterator[Node]:
         timeouts=_timeouts(settings),
         max_tokens=configured.max_tokens,
         max_body=_MAX_BODY,
+        placement=placement,
     )
-    listener = Listener("tailnet", *split_listen(configured.listen))
-    admission = Admission(_tokens(settings, state))
-    link = LinkEndpoint(services, admission, _hosts(listener))
-    _connect(services, link)
-    ticking = asyncio.create_task(services.ticker.run())
-    try:
-        async with serving(create_app(services, link, admission), [listener], Limits(), services.ticker) as bound:
-            await runtime.start(lambda: _runtime_changed(services, link))
-            yield Node(settings, services, admission, state, link, bound[0], configured.drain_timeout)
-    finally:
-        ticking.cancel()
-        await runtime.close()
 
 
 def _tokens(settings: Settings, state: StateDir) -> list[str]:
@@ -138,10 +227,6 @@ def create_app(node: Services, link: LinkEndpoint, admission: Admission) -> App:
         WebSocketRoute("/{path:path}", no_websocket),
     ]
     return Front(Envelope(Router(routes)))
-
-
-def _hosts(listener: Listener) -> frozenset[str]:
-    return frozenset({listener.host, "localhost", "127.0.0.1", "::1"})
 
 
 def _connect(node: Services, link: LinkEndpoint) -> None:

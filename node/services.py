@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from node.metrics import Metrics
+from node.placement import Placement
 from node.prompts import ChatTypes
 from node.running import Running
 from node.runtimes.base import Runtime
@@ -35,6 +36,7 @@ class Services:
     timeouts: Timeouts
     max_tokens: int
     max_body: int
+    placement: Placement | None = None  # None on loopback, which needs no looking after
     neutraliser: Neutraliser = field(default_factory=lambda: Neutraliser(frozenset()))
     runtime_state: RuntimeState = "starting"  # the last one that was logged
     draining: bool = False

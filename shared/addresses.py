@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
 # CGNAT range of a tailnet's IPv4 addresses and its IPv6 prefix (tailscale.com/kb/1033, kb/1121).
 _TAILNET = (ipaddress.ip_network("100.64.0.0/10"), ipaddress.ip_network("fd7a:115c:a1e0::/48"))
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+# Where a node listens, unless told otherwise, and where an edge dials it.
+NODE_PORT = 8001
+# What Linux takes for the name of a network interface (dev_valid_name), less what nobody uses.
+_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
+# MagicDNS names, whole or their first part, and tags as a policy writes them.
+_MEMBER = re.compile(r"tag:[A-Za-z][A-Za-z0-9-]{0,62}|[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?\.?")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 
 
@@ -22,6 +29,75 @@ def split_listen(text: str) -> tuple[str, int]:
     if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535 or not _is_host(bare, host):
         raise ValueError('is not an address to listen on: write "127.0.0.1:8700" or "[::1]:8700"')
     return bare, int(port)
+
+
+@dataclass(frozen=True, slots=True)
+class OnAddress:
+    """One address, which is this machine's own loopback."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class OnTailnet:
+    """Whatever addresses this machine has in its tailnet. ``certain`` False: only where tailscaled answers."""
+
+    port: int
+    certain: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class OnInterface:
+    """Whatever addresses the network interface ``name`` has."""
+
+    name: str
+    port: int
+
+
+def parse_node_listen(text: str) -> OnAddress | OnTailnet | OnInterface:
+    """``"auto"``, ``"tailnet"``, ``"interface:wg0"``, each of the two with ``:PORT`` where it is another one, or an
+    address as ``split_listen`` reads it. Raises ValueError with a sentence, also for an address that is not loopback:
+    the others are found, never written down."""
+    if text == "auto":
+        return OnTailnet(NODE_PORT, certain=False)
+    kind, _, rest = text.partition(":")
+    if kind == "tailnet":
+        return OnTailnet(_port(rest))
+    if kind == "interface":
+        name, colon, port = rest.partition(":")
+        if not _INTERFACE.fullmatch(name) or (colon and not port):
+            raise ValueError('is not the name of a network interface: write "interface:wg0"')
+        return OnInterface(name, _port(port))
+    host, number = split_listen(text)
+    if is_tailnet(host):
+        raise ValueError('is an address of the tailnet, which may change: write "tailnet" to listen on all of them')
+    if not is_loopback(host):
+        raise ValueError(
+            "is not loopback: the node would be open to a network without knowing who calls; write 127.0.0.1:8001,"
+            ' "tailnet", or "interface:NAME" with certificates'
+        )
+    return OnAddress(host, number)
+
+
+def _port(text: str) -> int:
+    if text and not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+        raise ValueError('has no port behind its last colon: write a number, such as "tailnet:8001"')
+    return int(text) if text else NODE_PORT
+
+
+def member(text: str) -> str:
+    """``text`` when it can name a machine of the tailnet: a MagicDNS name or its first part, ``"tag:gpu"``, or an
+    address of a tailnet. Raises ValueError."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        if not _MEMBER.fullmatch(text):
+            raise ValueError('is no machine of a tailnet: write its name, "tag:gpu", or its address') from None
+        return text
+    if not is_tailnet(str(address)):
+        raise ValueError("is not an address of a tailnet: write the machine's name, or use url for other networks")
+    return str(address)
 
 
 def _is_host(bare: str, written: str) -> bool:

@@ -11,11 +11,13 @@ from typing import Protocol
 import uvloop
 from loguru import logger
 
-from shared.asgi.server import CannotListen, until_signalled
+from shared.asgi.listener import CannotListen
+from shared.asgi.server import until_signalled
 from shared.garbage import settle_garbage
 from shared.logs import Logs, configure
 from shared.settings import Settings, SettingsError, load_settings
 from shared.state import StateError
+from shared.tls import TlsError
 
 
 class Deployable(Protocol):
@@ -41,7 +43,7 @@ def run(name: str, serve: Serve, refusals: tuple[type[Exception], ...], settings
         return os.EX_CONFIG
     try:
         uvloop.run(_run(serve, settings, logs))
-    except (CannotListen, SettingsError, StateError, *refusals) as error:
+    except (CannotListen, SettingsError, StateError, TlsError, *refusals) as error:
         logger.error("the {} cannot start: {}", name, error)
         return os.EX_CONFIG
     finally:

@@ -15,16 +15,10 @@ from typing import Any
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
 
 from shared import model_names, settings_schema
+from shared.settings_edge import EdgeSettings, UpstreamSettings
 from shared.settings_fields import named
-from shared.settings_sections import (
-    EdgeSettings,
-    LogSettings,
-    NodeSettings,
-    PlanSettings,
-    RuntimeSettings,
-    Section,
-    UpstreamSettings,
-)
+from shared.settings_node import NodeSettings, RuntimeSettings
+from shared.settings_sections import LogSettings, PlanSettings, Section, TailscaleSettings, TlsSettings
 from shared.settings_sources import (
     Entry,
     Key,
@@ -45,6 +39,8 @@ __all__ = [
     "RuntimeSettings",
     "Settings",
     "SettingsError",
+    "TailscaleSettings",
+    "TlsSettings",
     "UpstreamSettings",
     "load_settings",
 ]
@@ -55,6 +51,7 @@ class Settings(Section):
 
     edge: EdgeSettings = Field(default_factory=EdgeSettings)
     node: NodeSettings = Field(default_factory=NodeSettings)
+    tailscale: TailscaleSettings = Field(default_factory=TailscaleSettings)
     plans: dict[str, PlanSettings] = Field(default_factory=dict)
     logs: LogSettings = Field(default_factory=LogSettings)
     _state: Path = PrivateAttr(default_factory=lambda: state_folder(os.environ)[0])
@@ -161,7 +158,9 @@ def _gather(config: Path | None, flags: Mapping[str, Any], environ: Mapping[str,
     known = {".".join(key) for key, _ in settings_schema.leaves(Settings)}
     if folder := environ.get("CREDENTIALS_DIRECTORY"):
         for key, text, origin in read_credentials(folder, known, Settings.model_fields):
-            layers.put(key, text, origin)
+            # Where a setting names a file, the credential is that file, such as node.tls.key.
+            of_file = settings_schema.is_path(settings_schema.annotation_of(Settings, key))
+            layers.put(key, str(Path(folder, origin.removeprefix("credential "))) if of_file else text, origin)
     for key, text, origin in read_environment(environ):
         layers.put(key, text, origin)
     for dotted, value in flags.items():

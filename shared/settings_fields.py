@@ -20,6 +20,8 @@ Member = TypeVar("Member")
 # RFC 6750's characters for a bearer token; a name that can stand in an environment variable and in a log line.
 _BEARER = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]|_(?!_)){0,31}")
+# As a policy names what an app may grant: a domain and a path, no scheme (tailscale.com/kb/1537).
+_CAPABILITY = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+(/[A-Za-z0-9._-]+)+")
 # 256 bits as urlsafe text are 43 characters; a hand-made key may be hex of 128 bits.
 _MIN_SIGNING_KEY = 32
 
@@ -82,6 +84,12 @@ def _model(value: Any) -> Any:
     return value if isinstance(value, str) and model_names.is_name(value) else _absolute(Path(value))
 
 
+def _capability(name: str) -> str:
+    if not _CAPABILITY.fullmatch(name) or name.startswith("tailscale.com/"):
+        raise ValueError('is not the name of a capability: write "example.com/cap/gateway", on a domain of your own')
+    return name
+
+
 def named(members: dict[str, Member]) -> dict[str, Member]:
     """``members`` when each name can stand in a variable's name and a log line. Raises ValueError."""
     if wrong := [name for name in members if not _NAME.fullmatch(name)]:
@@ -90,6 +98,8 @@ def named(members: dict[str, Member]) -> dict[str, Member]:
 
 
 Listen = Annotated[str, AfterValidator(_listen)]
+NodeName = Annotated[str, AfterValidator(addresses.member)]
+Capability = Annotated[str, AfterValidator(_capability)]
 Origin = Annotated[str, AfterValidator(addresses.origin)]
 Network = Annotated[str, AfterValidator(addresses.network)]
 Seconds = Annotated[float, BeforeValidator(quantities.duration)]

@@ -83,6 +83,8 @@ def _problem(model: type[BaseModel], kind: str, loc: tuple[int | str, ...], mess
     if written is None:
         return f"{'.'.join(place)} {_sentence(kind, message)}."
     key, entry = written
+    if len(key) > len(place):  # of a section as a whole; any of its keys tells where it is written
+        return f"{'.'.join(place)} ({entry.origin}) {_sentence(kind, message)}."
     value = entry.value
     if isinstance(value, list) and isinstance(loc[-1], int) and loc[-1] < len(value):
         value = value[loc[-1]]

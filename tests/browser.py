@@ -58,11 +58,11 @@ def require_chromium() -> None:
 
 
 @asynccontextmanager
-async def running_chromium(flags: Sequence[str] = ()) -> AsyncIterator[Browser]:
-    """One browser process until the block is left. Belongs to the loop it was started in."""
+async def running_chromium(flags: Sequence[str] = (), program: str = CHROMIUM) -> AsyncIterator[Browser]:
+    """One browser process until the block is left. Belongs to the loop it was started in. ``program`` starts it."""
     require_chromium()
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=[*_FLAGS, *flags])
+        browser = await playwright.chromium.launch(executable_path=program, args=[*_FLAGS, *flags])
         try:
             yield browser
         finally:

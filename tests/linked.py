@@ -12,8 +12,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from shared.asgi.listener import Listener
 from shared.asgi.protocol import Limits
-from shared.asgi.server import Listener, serving
+from shared.asgi.server import serving
 from shared.asgi.types import Receive, Scope, Send
 from shared.contract.surface import SURFACES
 from shared.link import SUBPROTOCOL, frames
@@ -145,11 +146,13 @@ async def linked(
             accepted: asyncio.Future[tuple[Session, asyncio.Task[LinkClosed], Transport]] = asyncio.Future()
             app = _node_app(serve, on_stop, accepted)
             ticker = Ticker()
-            bound = await stack.enter_async_context(
+            listening = await stack.enter_async_context(
                 serving(app, [Listener("tailnet", "127.0.0.1", 0)], Limits(), ticker)
             )
             client = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
-            edge_end = await DialledTransport.dial(client, f"ws://127.0.0.1:{bound[0].port}/link", "token")
+            edge_end = await DialledTransport.dial(
+                client, f"ws://127.0.0.1:{listening.listeners[0].port}/link", "token"
+            )
             node, node_run, node_end = await accepted
         snapshots: list[Mapping[str, Any]] = []
         edge = Session(edge_end, EDGE_HELLO, on_snapshot=snapshots.append)

@@ -28,6 +28,9 @@ WELL = {"public_url": PUBLIC, "allowed_origins": [PUBLIC], "trusted_proxies": ["
         ({**WELL, "trusted_proxies": []}, ["edge.trusted_proxies"]),
         ({**WELL, "trusted_proxies": [], "listen": "0.0.0.0:443"}, []),
         ({"public_url": PUBLIC}, ["edge.allowed_origins", "edge.trusted_proxies"]),
+        ({"upstreams": {"x": {"url": "ws://100.64.0.2:8001/link"}}}, ["edge.upstreams.x.url"]),
+        ({"upstreams": {"x": {"url": "ws://gpu.tail1.ts.net:8001/link"}}}, ['write node = "gpu.tail1.ts.net"']),
+        ({"upstreams": {"x": {"node": "gpu"}, "y": {"url": "ws://127.0.0.1:8001/link"}}}, []),
     ],
 )
 def test_each_doubt_names_its_setting(tmp_path: Path, edge: dict[str, Any], named: list[str]) -> None:

@@ -1,4 +1,5 @@
-"""Who is let in to the node's /link, and what happens to a client that is in and breaks the protocol (design §3.8)."""
+"""Who is let in to the node's /link, and what happens to a client that is in and breaks the protocol, or
+is let in no more (design §3.8)."""
 
 from __future__ import annotations
 
@@ -11,10 +12,14 @@ from typing import Any
 import aiohttp
 import pytest
 
+from shared.contract.errors import ApiError
 from shared.link import SUBPROTOCOL, frames
 from shared.link.frames import Kind, pack, pack_json
+from shared.link.session import LinkClosed
+from shared.link.transports import DialledTransport
+from tests.link_answers import Slow
 from tests.link_client import HELLO, closing_code, dial, token_of
-from tests.linked import EDGE_HELLO
+from tests.linked import BOTH, EDGE_HELLO, MemoryTransport, call, linked, node_session, pack_call
 from tests.pair import Pair
 from tests.waiting import wait_until
 
@@ -61,6 +66,18 @@ async def test_who_is_not_admitted_to_link_gets_the_envelope(
     assert len(shared_pair.node.link.sessions) == 1
 
 
+async def test_a_refused_handshake_is_no_error_of_the_server(
+    shared_pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The node's own line about it is limited, this one would be written as often as somebody asks."""
+    with pytest.raises(aiohttp.WSServerHandshakeError):
+        async with dial(shared_pair, token="hln_wrong"):
+            pass
+    async with shared_pair.client.get(shared_pair.node.listener.url + "/livez") as response:
+        assert response.status == 200  # the server has had its turn
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
 @pytest.mark.parametrize(
     ("messages", "code"),
     [
@@ -105,3 +122,41 @@ async def test_another_version_is_told_which_side_to_upgrade(shared_pair: Pair) 
                 pass
         assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 4400)
         assert "upgrade Hearthlink on this side" in str(message.extra)
+
+
+# -- a link that is up, and let in no more -----------------------------------------------------------------------------
+
+
+@BOTH
+async def test_a_link_is_closed_with_the_code_and_the_reason_it_is_given(over: str) -> None:
+    slow = Slow()
+    async with linked(over, slow) as link:
+        reply = link.edge.open(call())
+        await slow.begun.wait()
+        link.node.close(LinkClosed("the policy has changed", 1008))
+        assert link.node_run is not None
+        ended = await asyncio.wait_for(link.node_run, 2)
+        assert (ended.code, ended.reason) == (1008, "the policy has changed")
+        await asyncio.wait_for(reply.ended(), 2)
+        assert slow.cancelled == 1
+        if isinstance(link.node_transport, MemoryTransport):
+            assert link.node_transport.closed_with == (1008, "the policy has changed")
+        else:
+            assert isinstance(link.edge_transport, DialledTransport)
+            assert link.edge_transport.close_code == 1008
+
+
+async def test_a_link_that_refuses_answers_new_streams_with_the_error_and_runs_the_others() -> None:
+    slow = Slow()
+    async with node_session(slow) as (node, peer, _):
+        await peer.send(pack_call(1, call()))
+        await slow.begun.wait()
+        node.refusing = ApiError("node_unavailable", "Nobody can say who calls.")
+        await peer.send(pack_call(2, call()))
+        stream, _, payload = await peer.frame(Kind.ERROR)
+        assert (stream, frames.read_json(payload)["code"]) == (2, "node_unavailable")
+        assert (node.streams, slow.cancelled) == (1, 0)
+        assert node.refusing.__traceback__ is None, "it holds nothing of the streams that were refused with it"
+        node.refusing = None
+        await peer.send(pack_call(3, call()))
+        assert (await peer.frame(Kind.HEAD))[0] == 3

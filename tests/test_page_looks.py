@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
-from shared.settings_sections import DEMO_MODEL
+from shared.settings_node import DEMO_MODEL
 from tests.browser import Visitor, free_port, visiting
 from tests.chat_page import ChatPage, pair_with_page
 from tests.fake_runtime import FakeRuntime

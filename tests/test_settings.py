@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from shared.addresses import OnAddress, OnInterface, OnTailnet, parse_node_listen
 from shared.quantities import duration, size
 from shared.settings import Settings, SettingsError, load_settings
 
@@ -40,7 +41,7 @@ def problems(home: Path, toml: str = "", environ: dict[str, str] | None = None, 
 def test_defaults_are_a_working_pair_on_one_machine(home: Path) -> None:
     settings = load_settings(environ={"HOME": str(home)})
     assert (settings.edge.listen, settings.edge.ops_listen) == ("127.0.0.1:8700", "127.0.0.1:8701")
-    assert settings.node.listen == "127.0.0.1:8001"
+    assert settings.node.listen == "auto"
     assert settings.node.runtime.kind == "auto"
     upstream = settings.edge.upstreams["default"]
     assert (upstream.kind, upstream.url, upstream.token) == ("link", "ws://127.0.0.1:8001/link", None)
@@ -69,6 +70,14 @@ def test_each_source_overrides_the_one_before(home: Path) -> None:
         "flag",
         "default",
     ]
+
+
+def test_a_whole_section_in_the_environment_replaces_the_files(home: Path) -> None:
+    toml = '[edge.upstreams.a]\nnode = "gpu"\nlinks = 2'
+    name = "HEARTHLINK_EDGE__UPSTREAMS__A"
+    upstream = load(home, toml, environ={name: '{"url": "ws://127.0.0.1:1/link"}'}).edge.upstreams["a"]
+    assert (upstream.node, upstream.url, upstream.links) == (None, "ws://127.0.0.1:1/link", 1)
+    assert "edge.upstreams.a" in (said := problems(home, toml, environ={name: "gpu"})) and "as JSON" in said
 
 
 def test_sections_merge_key_by_key(home: Path) -> None:
@@ -162,7 +171,22 @@ def test_unknown_keys_are_errors_with_a_suggestion(
         ('[edge]\nmax_body = "9MiB"', "edge.max_body = '9MiB' (file FILE) cannot be used"),
         ('[edge]\nheartbeat = "soon"', "edge.heartbeat = 'soon' (file FILE) is not a duration"),
         ("[edge]\nheartbeat = nan", "is not a duration"),
-        ("[edge.upstreams.x]\nlinks = 1", "edge.upstreams.x.url is missing (file FILE)"),
+        ("[edge.upstreams.x]\nlinks = 1", "edge.upstreams.x (file FILE) has neither node nor url"),
+        ('[edge.upstreams.x]\nnode = "gpu"\nurl = "ws://x:1"', "has both node and url"),
+        (
+            '[edge.upstreams.x]\nnode = "8.8.8.8"',
+            "edge.upstreams.x.node = '8.8.8.8' (file FILE) is not an address of a tailnet",
+        ),
+        ('[edge.upstreams.x]\nnode = "a b"', "is no machine of a tailnet"),
+        ('[edge.upstreams.x]\nurl = "ws://x:1"\ntls = {certificate = "c", key = "k", authority = "a"}', "write wss://"),
+        ('[edge.upstreams.x.tls]\ncertificate = "c"', "edge.upstreams.x.tls (file FILE) lacks key, authority"),
+        ('[edge]\nserve = "0.0.0.0:1"', "edge.serve = '0.0.0.0:1' (file FILE) is not loopback"),
+        ('[node]\nlisten = "100.64.0.1:8001"', 'may change: write "tailnet"'),
+        ('[node]\nlisten = "interface:"', "is not the name of a network interface"),
+        ('[node]\nlisten = "interface:wg0"', "node.tls is missing: on an interface"),
+        ('[node]\nlisten = "tailnet:x"', "has no port"),
+        ('[tailscale]\nnode_capability = "https://a.b/c"', "is not the name of a capability"),
+        ('[tailscale]\nproxy = "http://10.0.0.1:1"', "is not on this machine"),
         ('[edge.upstreams.X]\nurl = "ws://x:1"', "has the name 'X'"),
         ('[edge.upstreams.x]\nurl = "http://x:1"', "write ws:// or wss://HOST:PORT"),
         ('[node]\nlisten = "0.0.0.0:8001"', "node.listen = '0.0.0.0:8001' (file FILE) is not loopback"),
@@ -421,3 +445,34 @@ def test_reading_settings_does_not_load_what_serving_needs() -> None:
     code = "import sys, shared.settings; print(*{'aiohttp', 'starlette', 'typer', 'asyncio'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert set(run.stdout.split()) <= {"asyncio"}
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("auto", OnTailnet(8001, certain=False)),
+        ("tailnet", OnTailnet(8001)),
+        ("tailnet:9001", OnTailnet(9001)),
+        ("interface:wg0", OnInterface("wg0", 8001)),
+        ("interface:zt7nnig34k:9001", OnInterface("zt7nnig34k", 9001)),
+        ("[::1]:0", OnAddress("::1", 0)),
+    ],
+)
+def test_where_a_node_listens_is_read(text: str, meant: OnTailnet | OnInterface | OnAddress) -> None:
+    assert parse_node_listen(text) == meant
+
+
+def test_a_credential_for_a_file_is_the_file(home: Path) -> None:
+    """systemd puts a private key into a file of its own: the setting is the path of that file."""
+    folder = home / "credentials"
+    folder.mkdir()
+    for name in ("certificate", "key", "authority"):
+        (folder / f"node.tls.{name}").write_text("-----BEGIN")
+    settings = load_settings(environ={"HOME": str(home), "CREDENTIALS_DIRECTORY": str(folder)})
+    assert settings.node.tls.key == folder / "node.tls.key"
+    assert settings.origin("node.tls.key") == "credential node.tls.key"
+
+
+def test_the_upstream_default_may_be_a_machine_of_the_tailnet(home: Path) -> None:
+    settings = load_settings(environ={"HOME": str(home), "HEARTHLINK_EDGE__UPSTREAMS__DEFAULT__NODE": "gpu"})
+    assert (settings.edge.upstreams["default"].node, settings.edge.upstreams["default"].url) == ("gpu", None)

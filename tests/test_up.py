@@ -192,6 +192,18 @@ async def test_the_persons_settings_reach_both(runtime: FakeRuntime, tmp_path: P
     assert asked.status == 0 and runtime.chats[-1].json["max_tokens"] == 9
 
 
+async def test_the_places_of_node_and_link_are_its_own(runtime: FakeRuntime, tmp_path: Path) -> None:
+    """Settings that are for a tailnet and for certificates keep nobody from trying it out here."""
+    (tmp_path / "mine.toml").write_text(
+        '[node]\nlisten = "interface:wg0"\n'
+        '[node.tls]\ncertificate = "none.pem"\nkey = "none.key"\nauthority = "none.pem"\n'
+        '[edge.upstreams.default]\nnode = "gpu"\n'
+    )
+    environ = {"HEARTHLINK_EDGE__UPSTREAMS__DEFAULT__PORT": "9001"}
+    async with running_up("--runtime", runtime.url, "--config", "mine.toml", state=tmp_path, environ=environ) as up:
+        assert (await run("chat", "hi", "--url", up.url, state=tmp_path)).status == 0
+
+
 async def mint(url: str, origin: str) -> dict[str, object]:
     async with (
         aiohttp.ClientSession(trust_env=False) as client,

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 from starlette.responses import PlainTextResponse
 
-from edge.upstreams import Address, Upstream, Upstreams
+from edge.upstreams.address import Address
+from edge.upstreams.pool import Upstreams
+from edge.upstreams.sockets import connector
+from edge.upstreams.upstream import Upstream
+from shared.asgi.listener import Listener
 from shared.asgi.protocol import Limits
-from shared.asgi.server import Listener, serving
-from shared.asgi.types import Receive, Scope, Send
+from shared.asgi.server import serving
+from shared.asgi.types import App, Receive, Scope, Send
 from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
 from shared.contract.snapshot import ModelInfo, NodeSnapshot
@@ -25,7 +34,10 @@ from shared.link.call import Call, End, Outlet
 from shared.link.hello import Hello
 from shared.link.session import Session
 from shared.link.transports import AsgiTransport
+from shared.settings_sections import TlsSettings
 from shared.ticker import Ticker
+from shared.tls import client_context, server_context
+from tests.certificates import Authority
 from tests.linked import EDGE_HELLO, call
 from tests.waiting import wait_until
 
@@ -67,11 +79,26 @@ class Nodes:
 
 
 @asynccontextmanager
+async def served(app: App) -> AsyncIterator[str]:
+    """The URL of ``app``'s link."""
+    async with serving(app, [Listener("tailnet", "127.0.0.1", 0)], Limits(), Ticker()) as listening:
+        yield f"ws://127.0.0.1:{listening.listeners[0].port}/link"
+
+
+def connected_to(port: int) -> Iterator[socket.socket]:
+    """This process's sockets that are connected to ``port``, as copies that are closed afterwards."""
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(descriptor))) as sock:
+            if sock.family == socket.AF_INET and sock.getpeername()[1] == port:
+                yield sock
+
+
+@asynccontextmanager
 async def kept(nodes: Nodes, links: int = 1) -> AsyncIterator[Upstream]:
     """An upstream that keeps its links to ``nodes``."""
     async with (
-        serving(nodes, [Listener("tailnet", "127.0.0.1", 0)], Limits(), Ticker()) as bound,
-        running(Address("default", f"ws://127.0.0.1:{bound[0].port}/link", "hln_x", links=links)) as upstream,
+        served(nodes) as url,
+        running(Address("default", url, "hln_x", links=links)) as upstream,
     ):
         await wait_until(lambda: len(upstream.sessions) == links, 3)
         yield upstream
@@ -79,7 +106,7 @@ async def kept(nodes: Nodes, links: int = 1) -> AsyncIterator[Upstream]:
 
 @asynccontextmanager
 async def running(address: Address) -> AsyncIterator[Upstream]:
-    async with aiohttp.ClientSession(trust_env=False) as client:
+    async with aiohttp.ClientSession(trust_env=False, connector=connector()) as client:
         upstream = Upstream(address, EDGE_HELLO)
         task = asyncio.create_task(upstream.run(client))
         try:
@@ -198,8 +225,8 @@ async def test_a_node_of_another_version_is_named_with_what_to_upgrade(monkeypat
     nodes = Nodes()
     monkeypatch.setattr(Hello.__init__, "__defaults__", (2, 1))  # protocol 2, contract 1
     async with (
-        serving(nodes, [Listener("tailnet", "127.0.0.1", 0)], Limits(), Ticker()) as bound,
-        running(Address("default", f"ws://127.0.0.1:{bound[0].port}/link", "hln_x")) as upstream,
+        served(nodes) as url,
+        running(Address("default", url, "hln_x")) as upstream,
     ):
         await wait_until(lambda: "upgrade Hearthlink on" in upstream.reason, 3)
         assert not upstream.connected
@@ -222,8 +249,8 @@ async def test_a_refusal_says_what_to_do(status: int, says: list[str]) -> None:
     nodes = Nodes()
     nodes.status = status
     async with (
-        serving(nodes, [Listener("tailnet", "127.0.0.1", 0)], Limits(), Ticker()) as bound,
-        running(Address("default", f"ws://127.0.0.1:{bound[0].port}/link", "hln_secret")) as upstream,
+        served(nodes) as url,
+        running(Address("default", url, "hln_secret")) as upstream,
     ):
         await wait_until(lambda: all(part in upstream.reason for part in says), 3, what=lambda: upstream.reason)
         assert "hln_secret" not in upstream.reason
@@ -235,8 +262,8 @@ async def test_a_refusal_says_what_to_do(status: int, says: list[str]) -> None:
 
 async def test_a_web_server_is_no_node() -> None:
     async with (
-        serving(PlainTextResponse("It works!"), [Listener("tailnet", "127.0.0.1", 0)], Limits(), Ticker()) as bound,
-        running(Address("default", f"ws://127.0.0.1:{bound[0].port}/link", "hln_x")) as upstream,
+        served(PlainTextResponse("It works!")) as url,
+        running(Address("default", url, "hln_x")) as upstream,
     ):
         await wait_until(lambda: "not a Hearthlink node" in upstream.reason, 3, what=lambda: upstream.reason)
 
@@ -251,7 +278,7 @@ async def test_nothing_there_says_what_to_start() -> None:
 
 
 async def test_a_port_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.upstreams.DIAL_WITHIN", 0.2)
+    monkeypatch.setattr("edge.upstreams.dialling.DIAL_WITHIN", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts in the kernel, and nobody reads
         address = Address("default", f"ws://127.0.0.1:{silent.getsockname()[1]}/link", "hln_x")
         async with running(address) as upstream:
@@ -265,10 +292,128 @@ async def test_another_subprotocol_is_no_node() -> None:
         await receive()
 
     async with (
-        serving(other, [Listener("tailnet", "127.0.0.1", 0)], Limits(), Ticker()) as bound,
-        running(Address("default", f"ws://127.0.0.1:{bound[0].port}/link", "hln_x")) as upstream,
+        served(other) as url,
+        running(Address("default", url, "hln_x")) as upstream,
     ):
         await wait_until(lambda: "not a Hearthlink node" in upstream.reason, 3, what=lambda: upstream.reason)
+
+
+# -- certificates -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ours"))
+
+
+@asynccontextmanager
+async def with_certificates(of_node: TlsSettings, of_edge: TlsSettings) -> AsyncIterator[Upstream]:
+    listener = Listener("interface", "127.0.0.1", 0, tls=server_context(of_node))
+    async with serving(Nodes(), [listener], Limits(), Ticker()) as listening:
+        url = f"wss://127.0.0.1:{listening.listeners[0].port}/link"
+        async with running(Address("x", url, "hln_x", tls=client_context(of_edge))) as upstream:
+            yield upstream
+
+
+async def test_a_link_over_tls_needs_certificates_of_one_authority(authority: Authority) -> None:
+    async with with_certificates(authority.issue("node"), authority.issue("edge")) as upstream:
+        await wait_until(lambda: upstream.connected, 3, what=lambda: upstream.reason)
+
+
+@pytest.mark.parametrize("whose", ["node", "edge"])
+async def test_a_certificate_of_another_authority_is_said(authority: Authority, tmp_path: Path, whose: str) -> None:
+    stranger = Authority(tmp_path).issue("stranger")
+    # Each trusts the same one, so that only the shown certificate is wrong.
+    wrong = stranger.model_copy(update={"authority": authority.certificate})
+    pair = {name: wrong if name == whose else authority.issue(name) for name in ("node", "edge")}
+    async with with_certificates(pair["node"], pair["edge"]) as upstream:
+        await wait_until(lambda: "TLS" in upstream.reason, 3, what=lambda: upstream.reason)
+        assert "edge.upstreams.x.tls" in upstream.reason
+        assert upstream.cause == "other"
+
+
+# -- the socket -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS calls some of them otherwise")
+async def test_a_link_notices_a_dead_path_and_keeps_a_silent_one_warm() -> None:
+    """The values are those of tailnet.md §6, on the socket that really carries the link."""
+    nodes = Nodes()
+    wanted = {
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE): 1,
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY): 1,
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE): 15,
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL): 5,
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT): 3,
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT): 20_000,
+    }
+    async with kept(nodes) as upstream:
+        (found,) = [
+            {(level, option): sock.getsockopt(level, option) for level, option in wanted}
+            for sock in connected_to(urlsplit(upstream.url).port or 0)
+        ]
+    assert found == wanted
+
+
+# -- elsewhere --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_redial_makes_a_new_link_and_running_streams_go_on() -> None:
+    nodes = Nodes()
+    async with kept(nodes) as upstream:
+        reply = upstream.session().open(call())
+        await reply.head()
+        upstream.redial()
+        assert upstream.connected, "the old link serves until there is a new one"
+        await wait_until(lambda: len(nodes.live) == 2 and len(upstream.sessions) == 1, 3)
+        second = upstream.session().open(call())
+        await second.head()
+        assert (nodes.sessions[0].streams, nodes.sessions[1].streams) == (1, 1)
+        nodes.go_on.set()
+        assert await reply.read() == b"data: [DONE]\n\n"
+        await wait_until(lambda: nodes.live == [nodes.sessions[1]], 3)
+
+
+async def test_a_link_that_is_lost_gets_no_new_streams() -> None:
+    nodes = Nodes()
+    async with kept(nodes) as upstream:
+        upstream.redial(lost=True)
+        assert not upstream.connected
+        await wait_until(lambda: upstream.connected and len(nodes.sessions) == 2, 3)
+
+
+async def test_a_node_that_is_taken_away_ends_its_streams_first() -> None:
+    nodes = Nodes()
+    async with kept(nodes) as upstream:
+        reply = upstream.session().open(call())
+        await reply.head()
+        upstream.leave()
+        assert not upstream.connected
+        await settle()
+        assert len(nodes.sessions) == 1, "it is not dialled again"
+        nodes.go_on.set()
+        assert await reply.read() == b"data: [DONE]\n\n"
+        await wait_until(lambda: not nodes.live, 3)
+
+
+async def test_nodes_come_and_go_while_the_others_are_asked() -> None:
+    nodes = Nodes()
+    async with served(nodes) as url:
+        upstreams = Upstreams([Upstream(Address("first", url, "t", priority=1), EDGE_HELLO)])
+        task = asyncio.create_task(upstreams.run())
+        try:
+            await wait_until(lambda: upstreams.all[0].connected, 3)
+            preferred = Upstream(Address("second", url, "t"), EDGE_HELLO)
+            upstreams.add(preferred)
+            await wait_until(lambda: preferred.connected, 3)
+            assert upstreams.choose() is preferred
+            upstreams.remove(preferred)
+            assert upstreams.choose().name == "first"
+            await wait_until(lambda: [upstream.name for upstream in upstreams.all] == ["first"], 3)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    assert nodes.live == []
 
 
 # -- which node is asked ----------------------------------------------------------------------------------------------

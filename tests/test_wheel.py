@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LOOK = """
-import edge.site, shared.settings_sections as sections
+import edge.site, shared.settings_node as sections
 site = edge.site.Site.load()
 assert b"<html" in site.index.body
 assert sections.DEMO_MODEL.read_bytes()[:4] == b"GGUF"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from edge.client_address import behind_serve
 from edge.doors.credentials import credential
 from edge.plans import Plan
 from edge.principals import Principal, link_id
@@ -18,6 +19,8 @@ _SECRET_IN_QUERY = re.compile(
 )
 # Methods that a browser sends from its own pages without an Origin header.
 _WITHOUT_ORIGIN = frozenset({"GET", "HEAD"})
+# Rights of those who are not this machine, whatever address they call from.
+_FROM_ELSEWHERE = frozenset({"serve", "tailnet"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +42,25 @@ def identify(scope: Scope, edge: Services) -> Caller:
 
 
 def plan_of(principal: Principal, edge: Services) -> Plan:
-    """Raises ApiError 403 when the plan that the credential was made with is gone."""
+    """The plan as the credential has it. Raises ApiError 403 when the plan that it was made with is gone."""
     plan = edge.plans.get(principal.plan)
     if plan is None:
         text = f"The plan {principal.plan!r} of this credential is not in the edge's settings any more."
         raise ApiError("insufficient_scope", text)
-    return plan
+    for name in principal.more_plans or ():
+        if (more := edge.plans.get(name)) is not None:
+            plan = plan.with_lists_of(more)
+    return plan if principal.limits is None else plan.limited(principal.limits)
+
+
+def by_serve(scope: Scope) -> bool:
+    """Whether Tailscale Serve handed the request over: only there its headers are read."""
+    return scope["state"].get("listener") == "serve"
 
 
 def caller_ip(scope: Scope, edge: Services) -> str:
+    if by_serve(scope):
+        return behind_serve(scope["headers"])
     peer = scope["client"][0] if scope["client"] else None
     return edge.addresses.of(peer, scope["headers"])
 
@@ -67,7 +80,8 @@ def given_credential(scope: Scope) -> str | None:
 def _principal(scope: Scope, edge: Services) -> Principal:
     text = given_credential(scope)
     if text is None:
-        if not edge.policy.require_authentication:
+        # What may be open to this machine alone is not open to all whom its tailscaled lets in.
+        if not edge.policy.require_authentication and scope["state"].get("listener") not in _FROM_ELSEWHERE:
             return Principal("local", "local", "owner", edge.plans["owner"].scopes)
         raise ApiError("missing_token", "Get a token from POST /v1/token and send it as Authorization: Bearer hlt_….")
     if text.startswith(API_KEY):

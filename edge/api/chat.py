@@ -33,6 +33,8 @@ _END_WITHIN = 2.0
 # An event's JSON around one token, in bytes, for a stream whose usage nobody will ever tell (design §3.8).
 _BYTES_PER_EVENT = 256
 _OWN_PREFIX = "hearthlink-"
+# What a node, or the loss of it, says before an answer has begun, and another node need not say.
+_ONLY_THERE = frozenset({"node_unavailable", "draining"})
 
 
 class ChatEndpoint:
@@ -73,7 +75,7 @@ class ChatEndpoint:
             grant = await edge.store.admit(caller.ip, caller.principal, caller.plan, cost, call.chat_id)
         except ApiError as refusal:
             raise _limited(refusal, caller, edge) from None
-        await _Exchange(edge, caller, allowed, call, grant, session).run(scope, receive, send)
+        await _Exchange(edge, caller, allowed, call, grant, session, {upstream.name}).run(scope, receive, send)
 
 
 def _limited(refusal: ApiError, caller: Caller, edge: Services) -> ApiError:
@@ -85,7 +87,8 @@ def _limited(refusal: ApiError, caller: Caller, edge: Services) -> ApiError:
 
 @dataclass(slots=True)
 class _Exchange:
-    """An admitted chat: opened on a node, relayed, and settled exactly once however it ends."""
+    """An admitted chat: opened on a node, relayed, and settled exactly once however it ends. ``asked`` are the names of
+    the nodes that it was opened on."""
 
     edge: Services
     caller: Caller
@@ -93,30 +96,30 @@ class _Exchange:
     call: Call
     grant: Grant
     session: Session
+    asked: set[str]
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = asyncio.get_running_loop().time()
-        reply: Reply | None = None
         outcome = ""
         chat: Chat | None = None
         try:
             async with Departure(receive) as interrupt:
-                reply = self.session.open(self.call)
                 chat = Chat(
                     id=self.call.chat_id,
                     principal=self.caller.link_id,
                     session=self.session,
-                    reply=reply,
+                    reply=self.session.open(self.call),
                     interrupt=interrupt,
                     streaming=self.call.stream,
                     revoked=functools.partial(self.edge.store.revoked, self.caller.principal),
+                    doubted=self._give_up,
                     drop=functools.partial(abort, scope),
                     deadline=self.call.deadline,
                     heard_at=began,
                 )
                 self.edge.chats.add(chat)
                 await self._relay(chat, scope, send)
-            outcome = reply.end.outcome if reply.end is not None else ""
+            outcome = chat.reply.end.outcome if chat.reply.end is not None else ""
         except ClientLeft:
             outcome = "cancelled"
         except ApiError as error:
@@ -131,6 +134,7 @@ class _Exchange:
         finally:
             if chat is not None:
                 self.edge.chats.remove(chat)
+            reply = chat.reply if chat is not None else None
             await self._settle(scope, reply, outcome or "failed")
             if reply is not None and reply.first_data_at is not None:
                 self.edge.metrics.first_token.observe(reply.first_data_at - began)
@@ -138,8 +142,8 @@ class _Exchange:
     async def _relay(self, chat: Chat, scope: Scope, send: Send) -> None:
         """The node's answer, as it comes. Raises ApiError; before ``chat.started`` the caller can still get a
         status."""
+        headers = self._headers(await self._head(chat, scope))
         reply = chat.reply
-        headers = self._headers(await reply.head())
         if not self.call.stream:
             parts = []
             while part := await reply.read():
@@ -164,6 +168,27 @@ class _Exchange:
             if not more:
                 return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _head(self, chat: Chat, scope: Scope) -> Mapping[str, str]:
+        """The head of the first node that gives one: a node that is lost before it has cost the caller nothing but time
+        (design §4)."""
+        while True:
+            try:
+                return await chat.reply.head()
+            except ApiError as error:
+                another = self.edge.upstreams.another(self.asked) if error.code in _ONLY_THERE else None
+                if another is None:
+                    raise
+            self.asked.add(another.name)
+            note(scope, node=another.name)
+            chat.session = another.session()
+            chat.reply = chat.session.open(self.call)
+
+    def _give_up(self, chat: Chat) -> None:
+        """Wait no longer for a node whose link is silent, if another one can answer; else it may still come back."""
+        if self.edge.upstreams.another(self.asked) is not None:
+            chat.reply.cancel()
+            chat.reply.lose("it is silent")
 
     def _headers(self, given: Mapping[str, str]) -> Headers:
         own = [

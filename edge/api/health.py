@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edge.services import Services
-from edge.upstreams import Upstream
+from edge.upstreams.upstream import Upstream
 from shared import __version__
 from shared.contract.errors import ApiError
+
+if TYPE_CHECKING:  # only an edge in a tailnet imports it
+    from edge.upstreams.machine import Machine
 
 
 class HealthRoutes:
@@ -32,6 +35,7 @@ class HealthRoutes:
         payload: dict[str, Any] = {"status": self._status(), "version": __version__}
         if request.scope["state"]["listener"] == "ops":
             payload["nodes"] = [_node(upstream) for upstream in self._edge.upstreams.all]
+            payload["tailnet"] = _tailnet(self._edge)
             payload["chats"] = len(self._edge.chats)
             payload["store"] = self._edge.store.problem or "ok"
         return JSONResponse(payload, 200 if payload["status"] == "ok" else 503, {"cache-control": "no-store"})
@@ -54,10 +58,31 @@ class HealthRoutes:
         return "ok" if self._edge.upstreams.ready else "unavailable"
 
 
+def _tailnet(edge: Services) -> dict[str, Any] | None:
+    """This machine's own place in it; None where nothing here uses one."""
+    if edge.tailnet is None:
+        return None
+    view = edge.tailnet.view
+    return {
+        "state": view.state if view.failure is None else None,
+        "reason": str(view.problem or ""),
+        "machine": view.node.name if view.node is not None else "",
+        "addresses": list(view.addresses),
+        "serve": edge.serve,
+    }
+
+
 def _node(upstream: Upstream) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": upstream.name, "url": upstream.address.url, "connected": upstream.connected}
-    if not upstream.connected:
-        row["reason"] = upstream.reason
+    connected = upstream.connected
+    row: dict[str, Any] = {
+        "name": upstream.name,
+        "url": upstream.url,
+        "connected": connected,
+        "ready": upstream.ready,
+        "reason": "" if connected else upstream.reason,
+        "cause": None if connected else upstream.cause,
+        "tailnet": _machine(upstream.machine, connected) if upstream.machine is not None else None,
+    }
     if (snapshot := upstream.snapshot) is not None:
         row |= {
             "node_id": snapshot.node_id,
@@ -71,3 +96,16 @@ def _node(upstream: Upstream) -> dict[str, Any]:
             "queued": snapshot.queued,
         }
     return row
+
+
+def _machine(machine: Machine, connected: bool) -> dict[str, Any]:
+    node, path = machine.node, machine.path if connected else "unknown"
+    return {
+        "machine": node.name if node is not None else machine.wanted,
+        "address": machine.address,
+        "online": machine.online,
+        "path": path,
+        "relay": machine.relay if path == "relayed" else "",
+        "rtt_ms": round(machine.round_trip * 1000, 3) if machine.round_trip is not None else None,
+        "key_expiry": node.key_expiry.isoformat() if node is not None and node.key_expiry is not None else None,
+    }

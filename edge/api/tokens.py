@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edge.api.audit import note
-from edge.api.caller import caller_ip, check_origin, given_credential, identify, plan_of
+from edge.api.caller import by_serve, caller_ip, check_origin, given_credential, identify, plan_of
 from edge.doors import anonymous, api_key
 from edge.principals import Principal, day_of
 from edge.services import Services
@@ -21,8 +21,9 @@ from shared.contract.errors import ApiError
 from shared.contract.secrets import TOKEN
 from shared.contract.strict_json import loads_object
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a door that is shut costs nothing
     from edge.doors.invite import InviteDoor
+    from edge.doors.tailnet import Served, TailnetDoor
 
 # Per IP; a page needs one every 8 minutes, and several tabs may start at once.
 _MINT_LIMIT = "30/minute"
@@ -71,21 +72,50 @@ class TokenRoutes:
         return body["invite"]
 
     async def _enter(self, request: Request, invite: str | None) -> Principal:
-        edge, guests, credential = self._edge, self._guests, given_credential(request.scope)
+        """By the first door that fits. What a caller shows goes before who it is."""
+        credential = given_credential(request.scope)
+        if credential is not None and invite is not None:
+            text = "Both an invite and a token or key were sent. Send one of them."
+            raise ApiError("invalid_request", text, param="invite")
         if credential is not None:
-            if invite is not None:
-                text = "Both an invite and a token or key were sent. Send one of them."
-                raise ApiError("invalid_request", text, param="invite")
-            if guests is not None and credential.startswith(TOKEN):
-                guest = edge.tokens.verify(credential)
-                if guest.kind == "invite":
-                    return self._renew(request, guest, guests)
+            return await self._by_credential(request, credential)
+        if invite is not None:
+            return await self._by_invite(request, invite)
+        if by_serve(request.scope):
+            return await self._by_login(request)
+        return self._by_page(request)
+
+    async def _by_credential(self, request: Request, credential: str) -> Principal:
+        """A key; or a guest's token, for another one."""
+        edge = self._edge
+        if self._guests is None or not credential.startswith(TOKEN):
             return api_key.enter(credential, edge.store.lookup)
-        if guests is not None and invite is not None:
-            return await guests.enter(invite, *_page(request), ip=caller_ip(request.scope, edge))
+        guest = edge.tokens.verify(credential)
+        if guest.kind != "invite":
+            return api_key.enter(credential, edge.store.lookup)
+        check_origin(request.scope, guest)
+        renewed = self._guests.renew(guest, *_page(request), own=await self._own_page(request))
+        if edge.store.revoked(guest):
+            raise token_revoked()
+        return renewed
+
+    async def _by_invite(self, request: Request, invite: str) -> Principal:
+        assert self._guests is not None  # else _read_body takes none
+        ip = caller_ip(request.scope, self._edge)
+        return await self._guests.enter(invite, *_page(request), ip=ip, own=await self._own_page(request))
+
+    async def _by_login(self, request: Request) -> Principal:
+        """A person of the tailnet. The anonymous door is not there: who comes by Serve has a name."""
+        door, served = self._tailnet_door(request)
+        principal = await door.enter(served)
+        note(request.scope, login=served.login)
+        return principal
+
+    def _by_page(self, request: Request) -> Principal:
+        edge = self._edge
         if not edge.policy.anonymous:
-            if guests is not None:
-                raise guests.missing()
+            if self._guests is not None:
+                raise self._guests.missing()
             raise ApiError("missing_token", "Tokens are for API keys here. Send Authorization: Bearer hlk_….")
         return anonymous.enter(
             *_page(request),
@@ -96,12 +126,25 @@ class TokenRoutes:
             day=day_of(time.time()),
         )
 
-    def _renew(self, request: Request, guest: Principal, guests: InviteDoor) -> Principal:
-        check_origin(request.scope, guest)
-        renewed = guests.renew(guest, *_page(request))
-        if self._edge.store.revoked(guest):
-            raise token_revoked()
-        return renewed
+    async def _own_page(self, request: Request) -> str | None:
+        """The origin of our own page behind Serve, which is in no list, where that is what asks."""
+        origin = _page(request)[0]
+        if not by_serve(request.scope) or origin is None or origin in self._edge.policy.allowed_origins:
+            return None
+        door, served = self._tailnet_door(request)
+        await door.check_page(served)
+        return origin
+
+    def _tailnet_door(self, request: Request) -> tuple[TailnetDoor, Served]:
+        from edge.doors.tailnet import Served, TailnetDoor  # where no tailnet is, it is never imported
+
+        edge, guests = self._edge, self._guests
+        if edge.local is None:
+            raise ApiError("missing_token", "This edge asks no tailscaled who is calling. Send an API key.")
+        door = TailnetDoor(
+            edge.local, edge.policy.tester_capability, edge.plans, edge.pseudonym_key, invites=guests is not None
+        )
+        return door, Served.read(request.scope["headers"])
 
     async def revoke(self, request: Request) -> Response:
         """``DELETE /v1/token``: this token ends now."""

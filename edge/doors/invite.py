@@ -17,8 +17,8 @@ from shared.contract.errors import ApiError
 class InviteDoor:
     """``admit(text, ip, origin)`` and ``readmit(guest)`` are the store's: they know which invites are valid.
 
-    ``origin`` and ``fetch_site`` are the headers Origin and Sec-Fetch-Site. Both ways in raise ApiError
-    ``origin_not_allowed``, and what the store raises.
+    ``origin`` and ``fetch_site`` are the headers Origin and Sec-Fetch-Site; ``own`` is the origin of our own page where
+    that is in no list and was checked. Both ways in raise ApiError ``origin_not_allowed``, and what the store raises.
     """
 
     def __init__(
@@ -31,14 +31,18 @@ class InviteDoor:
         self._admit = admit
         self._readmit = readmit
 
-    async def enter(self, text: str, origin: str | None, fetch_site: str | None, *, ip: str) -> Principal:
+    async def enter(
+        self, text: str, origin: str | None, fetch_site: str | None, *, ip: str, own: str | None = None
+    ) -> Principal:
         """Whom the invite ``text`` lets in, locked to the page's origin."""
-        self._check_page(origin, fetch_site)
+        self._check_page(origin, fetch_site, own)
         return await self._admit(text, ip, origin)
 
-    def renew(self, guest: Principal, origin: str | None, fetch_site: str | None) -> Principal:
+    def renew(
+        self, guest: Principal, origin: str | None, fetch_site: str | None, *, own: str | None = None
+    ) -> Principal:
         """``guest``, who showed a valid token of this door, for another token."""
-        self._check_page(origin, fetch_site)
+        self._check_page(origin, fetch_site, own)
         return self._readmit(guest)
 
     def missing(self) -> ApiError:
@@ -49,6 +53,6 @@ class InviteDoor:
             param="invite",
         )
 
-    def _check_page(self, origin: str | None, fetch_site: str | None) -> None:
-        if origin is not None or fetch_site is not None:
+    def _check_page(self, origin: str | None, fetch_site: str | None, own: str | None) -> None:
+        if own is None and (origin is not None or fetch_site is not None):
             listed_page(origin, fetch_site, self._allowed_origins)

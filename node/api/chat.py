@@ -9,7 +9,7 @@ from node.admission import Admission
 from node.api.answer import answer
 from node.services import Services
 from shared.asgi.accept import wants_stream
-from shared.asgi.body import ClientLeft, check_json, read_body
+from shared.asgi.body import ClientLeft, check_json, discard_body, read_body
 from shared.asgi.departure import Departure
 from shared.asgi.request_id import new_id
 from shared.asgi.types import Headers, Receive, Scope, Send
@@ -31,7 +31,11 @@ class ChatEndpoint:
         self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._admission.check(scope)
+        try:
+            await self._admission.admit(scope)
+        except ApiError:
+            await discard_body(receive, self._node.max_body)
+            raise
         if self._node.draining:
             raise ApiError("draining", "The node is restarting. Please try again.")
         check_json(scope)
@@ -48,7 +52,7 @@ class ChatEndpoint:
         )
         out = HttpOutlet(send, call.chat_id)
         try:
-            async with Departure(receive):
+            async with Departure(receive) as caller, self._admission.kept(scope, caller.end_with):
                 await answer(call, out, self._node)
                 await out.end()
         except ClientLeft:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Container
+from urllib.parse import urlsplit
 
 from loguru import logger
 
@@ -19,7 +21,7 @@ from shared.contract.errors import ApiError
 from shared.link import SUBPROTOCOL
 from shared.link.call import Call, End, Outlet
 from shared.link.hello import Hello
-from shared.link.session import Session
+from shared.link.session import CLOSE_DENIED, LinkClosed, Session
 from shared.link.transports import AsgiTransport
 
 # Seconds for the last errors to be written, and again for the links to close. With the drain's 20 s the process is
@@ -28,9 +30,10 @@ _ENDING_WITHIN = 2.0
 
 
 class LinkEndpoint:
-    """ASGI app for the route. ``sessions`` are the live links; ``push`` tells all of them the node's newest state."""
+    """ASGI app for the route. ``sessions`` are the live links; ``push`` tells all of them the node's newest state.
+    ``hosts`` are what callers may write for the node's address."""
 
-    def __init__(self, node: Services, admission: Admission, hosts: frozenset[str]) -> None:
+    def __init__(self, node: Services, admission: Admission, hosts: Container[str]) -> None:
         self.sessions: set[Session] = set()
         self._node = node
         self._admission = admission
@@ -41,7 +44,7 @@ class LinkEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
         try:
-            self._admit(scope)
+            await self._admit(scope)
         except ApiError as error:
             await _refuse(send, error, request_id_of(scope))
             return
@@ -51,21 +54,22 @@ class LinkEndpoint:
         session.send_snapshot(snapshot(self._node, self._seq).to_wire())
         self.sessions.add(session)
         try:
-            ended = await session.run()
+            async with self._admission.kept(scope, lambda error: _deny(session), lambda error: _hold(session, error)):
+                ended = await session.run()
             logger.info("link to edge {} ended: {}", session.peer.get("id", "?"), ended.reason)
         finally:
             self.sessions.discard(session)
 
-    def _admit(self, scope: Scope) -> None:
-        """In the order of design §3.8: browsers never, our own names only, then the bearer token."""
+    async def _admit(self, scope: Scope) -> None:
+        """In the order of design §3.8: browsers never, our own names only, the machine, then the bearer token."""
+        refusal = self._admission.refusal
         if header(scope, b"origin") is not None:
-            raise ApiError("origin_not_allowed", "/link is for edges, not for browsers.")
-        host = (header(scope, b"host") or b"").decode("latin-1").rpartition(":")[0].strip("[]").lower()
-        if host not in self._hosts:
-            raise ApiError("address_not_allowed", "The Host header is none of the node's addresses.")
-        self._admission.check(scope)
+            raise refusal(scope, "origin_not_allowed", "/link is for edges, not for browsers.")
+        if _host_of(scope) not in self._hosts:
+            raise refusal(scope, "address_not_allowed", "The Host header is none of the node's addresses.")
+        await self._admission.admit(scope)
         if SUBPROTOCOL not in scope["subprotocols"]:
-            raise ApiError("invalid_request", f"/link speaks the WebSocket subprotocol {SUBPROTOCOL}.")
+            raise refusal(scope, "invalid_request", f"/link speaks the WebSocket subprotocol {SUBPROTOCOL}.")
         if self._node.draining:
             raise ApiError("draining", "The node is restarting.")
 
@@ -110,8 +114,24 @@ class LinkEndpoint:
         return True
 
 
+def _host_of(scope: Scope) -> str:
+    """What the caller wrote for the node: lower case, without brackets, and without the port, which is left out where
+    it is the scheme's own."""
+    try:
+        return urlsplit(f"//{(header(scope, b'host') or b'').decode('latin-1')}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _deny(session: Session) -> None:
+    session.close(LinkClosed("the tailnet's policy does not let this machine call the node any more", CLOSE_DENIED))
+
+
+def _hold(session: Session, error: ApiError | None) -> None:
+    session.refusing = error
+
+
 async def _refuse(send: Send, error: ApiError, request_id: str) -> None:
-    logger.warning("refused a link: {}", error.message)
     body = error.envelope(request_id)
     headers = [
         *SECURITY_HEADERS,

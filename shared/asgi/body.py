@@ -45,5 +45,18 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+async def discard_body(receive: Receive, limit: int) -> None:
+    """Read the body, or ``limit`` bytes of it, away. Before an answer that closes the connection: closing on what is
+    still unread resets it, and the caller may lose the answer. Raises ClientLeft as ``read_body``."""
+    size = 0
+    while size <= limit:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        if not message.get("more_body", False):
+            return
+        size += len(message.get("body", b""))
+
+
 def _too_large(limit: int) -> ApiError:
     return ApiError("payload_too_large", f"The body is over {limit} bytes. Shorten the conversation.")

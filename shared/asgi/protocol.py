@@ -12,6 +12,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from shared.asgi.front import SECURITY_HEADERS
+from shared.asgi.listener import Listener, welcome
 from shared.asgi.request_id import new_id
 from shared.contract.errors import ApiError
 
@@ -32,14 +33,22 @@ class Limits:
 
 
 class DeadlineProtocol(HttpToolsProtocol):
-    """One connection. ``limits`` is set on the subclass that ``serve`` makes."""
+    """One connection, which came in by ``listener``; the rest is uvicorn's own."""
 
-    limits = Limits()
+    def __init__(self, listener: Listener, limits: Limits, **own: Any) -> None:
+        # uvicorn copies what each request's state begins with, and hands it on where a WebSocket begins.
+        super().__init__(app_state={"listener": listener.rights, "connection": {}}, **own)
+        self.listener = listener
+        self.limits = limits
+        self._refused = False
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._refused = False
-        self._begin_headers()
+        if welcome(transport, self.listener):
+            super().connection_made(transport)
+            self._begin_headers()
+        else:
+            self.transport = transport
+            self._refused = True
 
     def _begin_headers(self) -> None:
         self._stage = _HEADERS
@@ -83,6 +92,8 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._since = self.loop.time()
         self._header_bytes = 0
         super().on_headers_complete()
+        if (cycle := self.cycle) is not None and cycle.scope is self.scope:  # not a WebSocket's handshake
+            self.scope.setdefault("state", {})["write"] = cycle.send
 
     def on_body(self, body: bytes) -> None:
         self._header_bytes = 0  # counts chunk extensions and trailers from here on

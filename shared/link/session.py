@@ -61,7 +61,8 @@ Stop = Callable[[str, str], bool]
 
 class Session:
     """``serve`` and ``on_stop`` are given at the node, ``on_snapshot`` at the edge; a side that lacks one treats the
-    frames meant for it as a violation. At the node a caller is (the edge's id from HELLO, principal)."""
+    frames meant for it as a violation. At the node a caller is (the edge's id from HELLO, principal), and ``refusing``
+    is what new streams are answered with, while running ones go on."""
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class Session:
         self.peer: Mapping[str, Any] = {}
         self.ready = asyncio.Event()
         self.draining = False
+        self.refusing: ApiError | None = None
         self.closed = False
         self._transport = transport
         self._serve = serve
@@ -89,6 +91,7 @@ class Session:
         self._last_stream = 0
         self._retired = False
         self._watching: asyncio.Task[LinkClosed] | None = None
+        self._closing = LinkClosed("this side is shutting down")
         self._heard_at = self._clock()
         self._pinged_at: float | None = None
         self._started_at = self._heard_at
@@ -162,8 +165,9 @@ class Session:
 
     # The link itself.
 
-    def close(self) -> None:
-        """End the link with code 1001; ``run`` returns then."""
+    def close(self, why: LinkClosed | None = None) -> None:
+        """End the link, with code 1001 unless ``why`` has another; ``run`` returns then."""
+        self._closing = why or self._closing
         if self._watching is not None:
             self._watching.cancel()
 
@@ -173,10 +177,10 @@ class Session:
         self._watching = watch = asyncio.create_task(self._watch())
         reader = asyncio.create_task(self._read())
         tasks = (reader, writer, watch)
-        ended = LinkClosed("this side is shutting down")
+        ended = self._closing
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            ended = next((_reason_of(task) for task in tasks if task.done()), ended)
+            ended = next(self._reason_of(task) for task in tasks if task.done())
         finally:
             self.closed = True
             for task in tasks:
@@ -184,6 +188,13 @@ class Session:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._abandon(ended)
         return ended
+
+    def _reason_of(self, task: asyncio.Task[LinkClosed]) -> LinkClosed:
+        if task.cancelled():
+            return self._closing
+        if (error := task.exception()) is not None:
+            return LinkClosed(f"the connection failed ({type(error).__name__}: {error})")
+        return task.result()
 
     async def _abandon(self, ended: LinkClosed) -> None:
         for reply in self._replies.values():
@@ -262,15 +273,20 @@ class Session:
         if stream <= self._last_stream:
             raise FrameError("a stream id used twice")
         self._last_stream = stream
+        refusal = ApiError("draining", "The node is restarting. Please try again.") if self.draining else self.refusing
+        if refusal is not None:  # never raised: an error that is raised time and again keeps every frame it passed
+            self._refuse(stream, refusal)
+            return
         try:
-            if self.draining:
-                raise ApiError("draining", "The node is restarting. Please try again.")
             call = Call.from_wire(*frames.read_open(payload), self._clock())
         except ApiError as error:
-            self._send_content(stream, frames.pack_json(stream, Kind.ERROR, error.to_wire()))
+            self._refuse(stream, error)
             return
         call.principal = f"{self.peer.get('id', '')}:{call.principal}"
         self._answers.begin(stream, self._serve, call)
+
+    def _refuse(self, stream: int, error: ApiError) -> None:
+        self._send_content(stream, frames.pack_json(stream, Kind.ERROR, error.to_wire()))
 
     def _credit(self, stream: int, size: Any) -> None:
         if not isinstance(size, int) or size < 0:
@@ -332,11 +348,3 @@ class Session:
                     await self._transport.send(self._outbox.next_message())
                 except Exception as error:
                     return LinkClosed(f"writing failed ({type(error).__name__})")
-
-
-def _reason_of(task: asyncio.Task[LinkClosed]) -> LinkClosed:
-    if task.cancelled():
-        return LinkClosed("this side is shutting down")
-    if (error := task.exception()) is not None:
-        return LinkClosed(f"the connection failed ({type(error).__name__}: {error})")
-    return task.result()

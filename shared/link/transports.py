@@ -3,6 +3,7 @@ of their own (the session has its own), explicit size limits."""
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -52,13 +53,26 @@ class DialledTransport:
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
+        self.close_reason = ""  # what the other side said when it closed the connection
 
     @classmethod
-    async def dial(cls, client: aiohttp.ClientSession, url: str, token: str) -> DialledTransport:
-        """Connect to a node's ``/link``. Raises DialRefused, aiohttp.ClientError, OSError or TimeoutError."""
+    async def dial(
+        cls,
+        client: aiohttp.ClientSession,
+        url: str,
+        token: str,
+        *,
+        proxy: str | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> DialledTransport:
+        """Connect to a node's ``/link``, through an HTTP ``proxy`` where one is given, with ``tls`` in place of what
+        wss:// uses by itself. Raises DialRefused, aiohttp.ClientError, OSError or TimeoutError."""
         try:
             socket = await client.ws_connect(
-                URL(url),
+                # A proxy is asked for http://; it does not know ws://, which is the same until the upgrade.
+                URL(url) if proxy is None else URL(url.replace("ws", "http", 1)),
+                proxy=proxy,
+                ssl=tls if tls is not None else True,
                 protocols=(SUBPROTOCOL,),
                 headers={"Authorization": f"Bearer {token}"},
                 compress=0,
@@ -83,6 +97,8 @@ class DialledTransport:
             return message.data
         if message.type is aiohttp.WSMsgType.TEXT:
             return b""
+        if message.type is aiohttp.WSMsgType.CLOSE:
+            self.close_reason = str(message.extra or "")
         return None
 
     @property

@@ -6,6 +6,7 @@ for one decides who the callers are. A socket elsewhere (the container image's /
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -63,6 +64,24 @@ def find(
             return found
         return Endpoint(path=_first(_MACOS, root))
     return Endpoint(path=_first(_LINUX, root))
+
+
+def running(
+    setting: str = "", *, environ: Mapping[str, str] = os.environ, platform: str = sys.platform, root: str = "/"
+) -> str:
+    """The path of the socket of a tailscaled that runs, as far as can be told; "" where none does. The apps of macOS
+    are not looked for: they alone are found by asking other programs, and never run in userspace networking. Does not
+    block."""
+    if platform == "win32":
+        return ""
+    path = setting or environ.get("TS_SOCKET", "") or _first(_MACOS if platform == "darwin" else _LINUX, root)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+            caller.setblocking(False)
+            answer = caller.connect_ex(path)
+    except OSError:  # too many files are open
+        return path
+    return "" if answer in (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED) else path
 
 
 def _first(paths: tuple[str, ...], root: str) -> str:

@@ -142,7 +142,7 @@ def _failure(endpoint: Endpoint | None, error: BaseException) -> Unreachable:
     if number == errno.ENOENT:
         return Unreachable(
             f"There is no tailscaled at {endpoint}. Install and start Tailscale, or name its socket (what tailscaled "
-            "was given as --socket) in the environment variable TS_SOCKET."
+            "was given as --socket) in the setting tailscale.socket, or in TS_SOCKET."
         )
     if number in (errno.EACCES, errno.EPERM):
         return Unreachable(
