@@ -11,8 +11,9 @@ from typing import Annotated
 
 import typer
 
-from hearthlink import chat, config, invites, keys, model, serve, smoke, tokens, up
+from hearthlink import chat, config, doctor, invites, keys, model, serve, smoke, tokens, up
 from hearthlink.output import Failure, Status, say
+from hearthlink.setup import tailnet
 from shared import __version__
 
 _HELP = "Put a local model behind a real public app, safely: a public edge, a private node, one link between them."
@@ -54,11 +55,13 @@ def build(invocation: _Invocation) -> typer.Typer:
     app.command()(serve.node)
     app.command()(chat.chat)
     app.command()(smoke.smoke)
+    app.command()(doctor.doctor)
     for group, text, verbs in (
         ("key", "API keys of the edge on this machine.", (keys.create, keys.list_, keys.revoke)),
         ("invite", "Invites to the edge on this machine.", (invites.create, invites.list_, invites.revoke)),
         ("token", "Access tokens of the edge on this machine.", (tokens.mint,)),
         ("model", "Models on this machine, and those of a hub.", (model.pull, model.list_, model.rm)),
+        ("setup", "Open the edge of this machine to others, through what runs here already.", (tailnet.tailnet,)),
         ("config", "Settings of this machine.", (config.show, config.check, config.reference)),
     ):
         members = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)

@@ -1,0 +1,131 @@
+"""One tiny answer through the edge, as a caller gets it: do its events arrive as they are made, or all at the end?"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hearthlink.client import EdgeClient
+from hearthlink.doctor.machine import Machine, edge_url
+from hearthlink.doctor.probes import Probe, in_thread
+from hearthlink.doctor.report import Group, Line
+from hearthlink.output import Failure, Status
+
+if TYPE_CHECKING:
+    from shared.settings import Settings
+
+EDGE = Group("edge")
+_SECONDS = 9.0  # both answers, from a model that is in memory
+_ONE_ANSWER = 5.0
+_TOKENS = 16
+_TOKEN_LIVES = 60.0
+_QUESTION = {"messages": [{"role": "user", "content": "Count from one to nine."}], "max_tokens": _TOKENS}
+# Fewer events, or all of them sooner than this, and nothing can be told from when they come.
+_FEW_EVENTS = 5
+_QUICK_SECONDS = 0.03
+# Events that take that long to be made and come in a tenth of it were collected on their way.
+_COLLECTED_SHARE = 0.1
+# Without an answer to compare with: words that come at once after such a silence. As `smoke` judges.
+_SILENT_SECONDS = 1.0
+_AT_ONCE_SHARE = 0.05
+_NO_BUFFERING = "proxy_buffering off;"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Of one answer: its events, seconds until the first, and from the first to the last."""
+
+    events: int
+    first: float
+    spread: float
+
+
+def probes(machine: Machine) -> list[Probe]:
+    return [Probe(EDGE, "stream", lambda: stream(machine), _SECONDS)]
+
+
+async def stream(machine: Machine) -> Sequence[Line]:
+    """Through the public URL where there is one, compared with the edge's own listener."""
+    health = await machine.edge()
+    if not await machine.edge_runs():
+        return []
+    if health.json["status"] != "ok":
+        return [EDGE.absent("stream", "No answer was asked for: no node can give one now.")]
+    token = await in_thread(lambda: _token(machine.settings))
+    if token is None:
+        text = "No answer was asked for: the keys that sign tokens are not on this machine, or are of another user."
+        return [EDGE.absent("stream", text)]
+    url = machine.settings.edge.public_url
+    try:
+        near = await _time(edge_url(machine.settings), token)
+    except (Failure, TimeoutError) as error:
+        return [_failed(error, edge_url(machine.settings), "hearthlink smoke " + edge_url(machine.settings))]
+    if url is None:
+        text = f"An answer of {near.events} events came, the first after {near.first * 1000:.0f} ms."
+        return [EDGE.ok("stream", text)]
+    try:
+        far = await _time(url, token)
+    except (Failure, TimeoutError) as error:
+        return [_failed(error, url, f"curl -v {url}/healthz")]
+    return [_judged(near, far, url)]
+
+
+def _token(settings: Settings) -> str | None:
+    """One that the edge of this machine accepts, good for a minute; None where it cannot be made."""
+    from hearthlink.tokens import mint_local
+
+    if not settings.edge.signing_keys and not (settings.state / "signing-keys").exists():
+        return None
+    try:
+        return mint_local(settings, "doctor", "owner", _TOKEN_LIVES)[0]
+    except Failure:
+        return None
+
+
+async def _time(url: str, token: str) -> Timing:
+    """Raises Failure, TimeoutError."""
+    began = time.monotonic()
+    at: list[float] = []
+    async with (
+        asyncio.timeout(_ONE_ANSWER),
+        EdgeClient(url, {"Authorization": f"Bearer {token}"}) as edge,
+        edge.stream(_QUESTION) as answer,
+    ):
+        async for part in answer.parts():
+            if part.text:
+                at.append(time.monotonic() - began)
+    return Timing(len(at), at[0], at[-1] - at[0]) if at else Timing(0, time.monotonic() - began, 0.0)
+
+
+def _failed(error: Exception, url: str, mend: str) -> Line:
+    if isinstance(error, TimeoutError):
+        text = f"An answer of {_TOKENS} tokens through {url} was not there within {_ONE_ANSWER:g} s."
+        return EDGE.warning("stream", text, mend)
+    if isinstance(error, Failure) and error.status is Status.AUTH:
+        text = f"The edge at {url} refuses a token made with the keys of this machine: is it another one? {error}"
+        return EDGE.broken("stream", text, mend)
+    return EDGE.broken("stream", f"An answer through {url} failed. {error}", mend)
+
+
+def _judged(near: Timing, far: Timing, url: str) -> Line:
+    """``near`` was not carried by anything; what happened to ``far`` happened on the way."""
+    came = f"Through {url} an answer of {far.events} events"
+    at_once = far.first > _SILENT_SECONDS and far.spread < _AT_ONCE_SHARE * (far.first + far.spread)
+    collected = near.spread >= _QUICK_SECONDS and far.spread < _COLLECTED_SHARE * near.spread
+    if min(near.events, far.events) < _FEW_EVENTS:
+        return EDGE.absent("stream", f"{came} came, too few to tell whether they are collected on the way.")
+    if at_once or collected:
+        text = (
+            f"{came} came all at once, {far.first:.1f} s after the question: something between here and the edge"
+            " collects them. Readers see nothing until an answer is complete. Turn its buffering off (nginx:"
+            f" {_NO_BUFFERING.removesuffix(';')})."
+        )
+        return EDGE.broken("stream", text, _NO_BUFFERING, "in the proxy's configuration")
+    if near.spread < _QUICK_SECONDS:
+        text = f"{came} came whole. This model answers too quickly to tell whether they are collected on the way."
+        return EDGE.ok("stream", text)
+    text = f"{came} came one by one, over {far.spread * 1000:.0f} ms, the first after {far.first * 1000:.0f} ms."
+    return EDGE.ok("stream", text)

@@ -1,0 +1,1 @@
+"""``hearthlink setup``: put an edge behind something that is here already. One module for each."""
