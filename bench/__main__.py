@@ -1,12 +1,13 @@
 """``python -m bench``: start everything, measure, print one table.
 
-    python -m bench                        all sections, about five minutes
-    python -m bench --quick                less of everything, under a minute and a half
+    python -m bench                        all sections, about eight minutes
+    python -m bench --quick                less of everything, about two minutes
     python -m bench --only events,json     some sections
     python -m bench --litellm VENV         LiteLLM from that virtual environment beside it
     python -m bench --save                 append the table to bench/results.md
 
-Everything runs on loopback and ends with the run. Linux, and nginx installed.
+Everything runs on loopback, or in network namespaces that nothing leaves, and ends with the run. Linux, and nginx
+installed; the section `tunnel` needs root and Go besides.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 
-from bench import model_speed, report, sections, targets
+from bench import model_speed, report, sections, targets, tunnel
 from bench.processes import BenchError, Cpus
 from bench.report import Figure
 from bench.sections import Bench
@@ -36,11 +37,12 @@ SECTIONS: Mapping[str, Callable[[Bench], list[Figure]]] = MappingProxyType(
         "crowd": sections.crowd,
         "start": sections.start,
         "speed": model_speed.speed,
+        "tunnel": tunnel.tunnel,
     }
 )
 _TARGETS = ("nginx", "hearthlink", "litellm")
 # Sections that start what they measure themselves.
-_ALONE = frozenset({"start", "speed"})
+_ALONE = frozenset({"start", "speed", "tunnel"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

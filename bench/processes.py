@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import resource
@@ -9,13 +10,12 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from bench import procfs
 from bench.client import Wave
@@ -24,6 +24,7 @@ from bench.client import Wave
 _OPEN_FILES = 16384
 _TERMINATE_SECONDS = 5.0
 _POLL_SECONDS = 0.002
+_ANSWER_SECONDS = 2.0
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -50,6 +51,22 @@ class Cpus:
         return cls(everything, everything)
 
 
+def _connect(address: tuple[str, int]) -> socket.socket:
+    return socket.create_connection(address, _ANSWER_SECONDS)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A machine to run processes on: this one, or one whose network is its own. ``inside`` is the command that runs
+    another one there, ``connect`` makes a connection from there."""
+
+    inside: tuple[str, ...] = ()
+    connect: Callable[[tuple[str, int]], socket.socket] = _connect
+
+
+HERE = Place()
+
+
 class Process:
     """A child with its output in ``folder/name.log``; a context manager that ends it and all it started."""
 
@@ -60,8 +77,10 @@ class Process:
         folder: Path,
         cpus: frozenset[int],
         environment: Mapping[str, str] | None = None,
+        place: Place = HERE,
     ) -> None:
         self.name = name
+        self.place = place
         self.log = folder / f"{name}.log"
 
         def prepare() -> None:
@@ -72,7 +91,7 @@ class Process:
         self.started_at = time.perf_counter()
         with self.log.open("ab") as output:
             self._child = subprocess.Popen(
-                command,
+                [*place.inside, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -96,7 +115,7 @@ class Process:
         while time.monotonic() < deadline:
             if (code := self._child.poll()) is not None:
                 raise BenchError(f"{self.name} ended with code {code} before it was ready.\n{self.tail()}")
-            ready, state = _answers(url)
+            ready, state = _answers(url, self.place)
             if ready:
                 return time.perf_counter() - self.started_at
             time.sleep(_POLL_SECONDS)
@@ -126,15 +145,20 @@ def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
 
 
-def _answers(url: str) -> tuple[bool, str]:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def _answers(url: str, place: Place) -> tuple[bool, str]:
+    parts = urlsplit(url)
+    assert parts.hostname and parts.port
+    connection = http.client.HTTPConnection(parts.hostname, parts.port)
     try:
-        with direct.open(url, timeout=2) as answer:
-            return answer.status == 200, f"status {answer.status}"
-    except urllib.error.HTTPError as error:
-        return False, f"status {error.code}"
-    except OSError as error:
+        connection.sock = place.connect((parts.hostname, parts.port))
+        connection.sock.settimeout(_ANSWER_SECONDS)
+        connection.request("GET", parts.path)
+        status = connection.getresponse().status
+        return status == 200, f"status {status}"
+    except (OSError, http.client.HTTPException) as error:
         return False, str(error)
+    finally:
+        connection.close()
 
 
 def free_port() -> int:
@@ -175,14 +199,15 @@ def run_load(
     cpus: Cpus,
     seconds: float = 60.0,
     helpers: Sequence[int] = (),
+    place: Place = HERE,
 ) -> Result:
-    """Run the generator as a process of its own, with the plan that ``bench.load`` describes. Raises BenchError when it
-    does not end."""
+    """Run the generator as a process of its own, with the plan that ``bench.load`` describes, at ``place``. Raises
+    BenchError when it does not end."""
     asked = [asdict(wave) for wave in waves]
     plan = {"url": url, "headers": headers, "waves": asked, "pids": pids, "helpers": list(helpers), "seconds": seconds}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "bench.load"],
+            [*place.inside, sys.executable, "-m", "bench.load"],
             input=json.dumps(plan),
             capture_output=True,
             text=True,

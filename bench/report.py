@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,25 @@ from pathlib import Path
 from bench.processes import CHECKOUT, Cpus
 
 RESULTS = Path(__file__).parent / "results.md"
-_COLUMNS = ("figure", "promised", "Hearthlink", "edge + node", "two nginx", "ratio", "LiteLLM", "no hop", "met")
+_COLUMNS = (
+    "figure",
+    "promised",
+    "Hearthlink",
+    "edge + node",
+    "on loopback",
+    "two nginx",
+    "ratio",
+    "LiteLLM",
+    "no hop",
+    "met",
+)
 _PACKAGES = ("uvicorn", "uvloop", "httptools", "starlette", "aiohttp", "websockets", "xllamacpp")
 _HEADER = """\
 # Results of `python -m bench`
 
 CPU is user and system time of the named processes, in the run whose wall time is beside it; "edge + node" splits the
-pair's. "no hop" is the generator straight on its upstream: the floor of every time here. Newest last.
+pair's, or of tailscaled that on the two machines. "on loopback" is the pair without the tailnet, "no hop" the generator
+straight on its upstream: the floor of every time here. Newest last.
 """
 
 
@@ -32,6 +45,7 @@ class Figure:
     promised: str = ""
     measured: str = ""
     parts: str = ""
+    loopback: str = ""
     nginx: str = ""
     ratio: str = ""
     litellm: str = ""
@@ -40,8 +54,8 @@ class Figure:
 
     def cells(self) -> list[str]:
         met = {True: "yes", False: "**no**", None: ""}[self.met]
-        texts = [self.name, self.promised, self.measured, self.parts, self.nginx, self.ratio, self.litellm, self.direct]
-        return [*texts, met]
+        ours = (self.name, self.promised, self.measured, self.parts, self.loopback)
+        return [*ours, self.nginx, self.ratio, self.litellm, self.direct, met]
 
 
 def table(figures: Iterable[Figure]) -> str:
@@ -109,6 +123,9 @@ def _nginx_version() -> str:
 
 
 def _commit() -> str:
+    if shutil.which("git") is None:
+        return "not known"
+
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=CHECKOUT).stdout.strip()
 

@@ -40,7 +40,8 @@ class Bench:
         self, target: Target, waves: list[Wave], seconds: float = 60.0, headers: dict[str, str] | None = None
     ) -> Result:
         used = target.headers if headers is None else headers
-        result = run_load(target.url, used, waves, target.pids(), self.cpus, seconds, [self.upstream_pid])
+        helpers = [self.upstream_pid, *target.helpers]
+        result = run_load(target.url, used, waves, target.pids(), self.cpus, seconds, helpers, target.place)
         self.runs.append(result)
         return result
 
@@ -79,13 +80,14 @@ def _brief(result: Result) -> str:
     )
 
 
-def _body(events: int, interval_ms: int, stream: bool = True) -> str:
+def body(events: int, interval_ms: int, stream: bool = True) -> str:
+    """A chat completion of ``events`` events that the upstream sends ``interval_ms`` apart."""
     messages = [{"role": "user", "content": _PROMPT}]
     fields = {"model": "bench", "stream": stream, "max_tokens": events, "seed": interval_ms, "messages": messages}
     return json.dumps(fields)
 
 
-def _each(results: Sequence[Result], unit: Callable[[Result], int]) -> tuple[float, str]:
+def each(results: Sequence[Result], unit: Callable[[Result], int]) -> tuple[float, str]:
     """Median µs of CPU per unit over the rounds, and how it splits over the processes."""
     middle = sorted(results, key=lambda result: sum(result.cpu.values()) / unit(result))[len(results) // 2]
     parts = [seconds * 1e6 / unit(middle) for seconds in middle.cpu.values()]
@@ -93,7 +95,7 @@ def _each(results: Sequence[Result], unit: Callable[[Result], int]) -> tuple[flo
 
 
 def _per(results: Mapping[str, Sequence[Result]], unit: Callable[[Result], int]) -> dict[str, tuple[float, str]]:
-    return {name: _each(found, unit) for name, found in results.items() if found[0].cpu}
+    return {name: each(found, unit) for name, found in results.items() if found[0].cpu}
 
 
 def _cost(
@@ -108,7 +110,8 @@ def _cost(
     parts = costs["hearthlink"][1] if ours else ""
     ratio = f"{ours / theirs:.2f}x" if ours and theirs else ""
     reached = met(ours, theirs) if ours else None
-    return Figure(name, promised, text("hearthlink"), parts, text("nginx"), ratio, text("litellm"), "", reached)
+    others = {"nginx": text("nginx"), "ratio": ratio, "litellm": text("litellm")}
+    return Figure(name, promised, text("hearthlink"), parts, met=reached, **others)
 
 
 def _times(name: str, promised: str, values: Mapping[str, float], limit: float | None = None) -> Figure:
@@ -131,8 +134,8 @@ def events(bench: Bench) -> list[Figure]:
     everyone = ("direct", "nginx", "hearthlink", "litellm")
     for streams, names in ((60, everyone), (300, everyone[:3])):
         turns = 1 if bench.quick else 3  # of 2 s
-        wave = Wave(_body(100, 20), streams * turns, workers=streams, stagger=0.02, events=100)
-        warm = Wave(_body(5, 20), streams, workers=streams, stagger=0.2, events=5)
+        wave = Wave(body(100, 20), streams * turns, workers=streams, stagger=0.02, events=100)
+        warm = Wave(body(5, 20), streams, workers=streams, stagger=0.2, events=5)
         bench.log(f"events: {streams} streams at 50/s")
         found = bench.compare(names, wave, warm)
         costs = _per(found, lambda result: result.waves[0]["events"])
@@ -146,7 +149,7 @@ def answers(bench: Bench) -> list[Figure]:
     """CPU per JSON answer of 10 events, 20 clients at a time."""
     bench.log("json: answers of 10 events")
     total = 1000 if bench.quick else 3000
-    wave = Wave(_body(10, 0, stream=False), total, workers=20)
+    wave = Wave(body(10, 0, stream=False), total, workers=20)
     found = bench.compare(("nginx", "hearthlink", "litellm"), wave, replace(wave, requests=200))
     costs = _per(found, lambda result: result.waves[0]["good"])
     return [_cost("CPU per JSON answer of 10 events", "≤ 450 µs", costs, lambda ours, _: ours <= 450)]
@@ -159,7 +162,7 @@ def refusals(bench: Bench) -> list[Figure]:
         return figures
     for status, headers in ((401, pair.unknown), (429, pair.limited)):
         bench.log(f"refused: {status}")
-        wave = Wave(_body(10, 0), 1000 if bench.quick else 4000, workers=20, status=status)
+        wave = Wave(body(10, 0), 1000 if bench.quick else 4000, workers=20, status=status)
         bench.run(pair, [replace(wave, requests=100)], headers=headers)
         results = [bench.run(pair, [wave], headers=headers) for _ in range(bench.rounds)]
         for result in results:
@@ -175,9 +178,9 @@ def first_token(bench: Bench) -> list[Figure]:
     """Time to first token beyond the upstream's own: one client alone; then 60 streams running, 5 arrivals a second."""
     idle: dict[str, float] = {}
     busy: dict[str, float] = {}
-    alone = Wave(_body(2, 10), 50 if bench.quick else 200, workers=1, events=2)
-    arrivals = Wave(_body(10, 20), 50 if bench.quick else 200, rate=5, events=10)
-    running = Wave(_body(4000, 20), 60, workers=60, stagger=0.02, events=4000)
+    alone = Wave(body(2, 10), 50 if bench.quick else 200, workers=1, events=2)
+    arrivals = Wave(body(10, 20), 50 if bench.quick else 200, rate=5, events=10)
+    running = Wave(body(4000, 20), 60, workers=60, stagger=0.02, events=4000)
     for name in ("direct", "nginx", "hearthlink"):
         if (target := bench.targets.get(name)) is None:
             continue
@@ -201,20 +204,20 @@ def crowd(bench: Bench) -> list[Figure]:
     streams, opening = (500, 100.0) if bench.quick else (2000, 200.0)
     seconds_open = streams / opening
     length = int(2 * (seconds_open + 10))  # all are open for 10 s
-    wave = Wave(_body(length, 500), streams, rate=opening, events=length)
+    wave = Wave(body(length, 500), streams, rate=opening, events=length)
     memory, lag, cost, bad = {}, {}, {}, {}
     for name in ("direct", "nginx", "hearthlink"):
         if (target := bench.targets.get(name)) is None:
             continue
         bench.log(f"crowd: {streams} streams on {name}")
-        bench.run(target, [Wave(_body(5, 20), 20, workers=20, events=5)]).checked()
+        bench.run(target, [Wave(body(5, 20), 20, workers=20, events=5)]).checked()
         before = {role: sum(map(procfs.rss_bytes, pids)) for role, pids in target.pids().items()}
         result = bench.run(target, [wave], 120)
         bench.log(f"  {name}: {_brief(result)}; {result.waves[0]['bad']} failed {result.waves[0]['error']}")
         lag[name], bad[name] = result.waves[0]["lag_p99"], result.waves[0]["bad"]
         memory[name] = {role: (result.rss[role] - before[role]) / 1024 / streams for role in before}
         if result.cpu:
-            cost[name] = _each([result], lambda seen: seen.waves[0]["events"])
+            cost[name] = each([result], lambda seen: seen.waves[0]["events"])
     return _crowd_figures(f"{streams} streams at 2/s", memory, lag, cost, bad)
 
 

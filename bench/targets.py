@@ -5,12 +5,12 @@ from __future__ import annotations
 import getpass
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.processes import BenchError, Cpus, Process, free_port
+from bench.processes import HERE, BenchError, Cpus, Place, Process, free_port
 from edge.store import keys
 from edge.store.database import open_for_admin
 from shared.state import StateDir
@@ -97,16 +97,22 @@ class Target:
     # Credentials for requests that must be refused: over the rate, and not known.
     limited: dict[str, str] | None = None
     unknown: dict[str, str] | None = None
+    # Where the generator runs; process ids of daemons in the way, by name, and of the upstream if it has its own.
+    place: Place = HERE
+    daemons: dict[str, int] = field(default_factory=dict)
+    helpers: Sequence[int] = ()
 
     def pids(self) -> dict[str, list[int]]:
-        return {name: process.pids for name, process in self.processes.items()}
+        started = {name: process.pids for name, process in self.processes.items()}
+        return started | {name: [pid] for name, pid in self.daemons.items()}
 
 
 @contextmanager
-def upstream(folder: Path, cpus: Cpus) -> Iterator[tuple[int, int]]:
+def upstream(folder: Path, cpus: Cpus, place: Place = HERE) -> Iterator[tuple[int, int]]:
     """The paced runtime; gives its port and process id."""
     port = free_port()
-    with Process(UPSTREAM, [sys.executable, "-m", "bench.upstream", str(port)], folder, cpus.load) as process:
+    command = [sys.executable, "-m", "bench.upstream", str(port)]
+    with Process(UPSTREAM, command, folder, cpus.load, place=place) as process:
         process.wait_ready(f"http://127.0.0.1:{port}/health")
         yield port, process.pid
 
@@ -149,8 +155,13 @@ class Pair:
     node_port: int
 
     @classmethod
-    def prepare(cls, folder: Path, cpus: Cpus, runtime_url: str) -> Pair:
+    def prepare(cls, folder: Path, cpus: Cpus, runtime_url: str, link: Mapping[str, str] | None = None) -> Pair:
+        """``link`` are settings that say where the node listens and the edge finds it, if not on loopback."""
         edge, ops, node = free_port(), free_port(), free_port()
+        loopback = {
+            "HEARTHLINK_EDGE__UPSTREAMS__DEFAULT__URL": f"ws://127.0.0.1:{node}/link",
+            "HEARTHLINK_NODE__LISTEN": f"127.0.0.1:{node}",
+        }
         config = folder / "hearthlink.toml"
         config.write_text(_PLAN)
         environment = {
@@ -159,16 +170,16 @@ class Pair:
             "HEARTHLINK_LOGS__FORMAT": "json",
             "HEARTHLINK_EDGE__LISTEN": f"127.0.0.1:{edge}",
             "HEARTHLINK_EDGE__OPS_LISTEN": f"127.0.0.1:{ops}",
-            "HEARTHLINK_EDGE__UPSTREAMS__DEFAULT__URL": f"ws://127.0.0.1:{node}/link",
-            "HEARTHLINK_NODE__LISTEN": f"127.0.0.1:{node}",
             "HEARTHLINK_NODE__RUNTIME__KIND": "openai",
             "HEARTHLINK_NODE__RUNTIME__URL": runtime_url,
+            **(loopback if link is None else link),
         }
         return cls(folder, cpus, environment, edge, node)
 
-    def start(self, name: str) -> Process:
-        """``edge`` or ``node``, as a process that the caller ends."""
-        return Process(name, [sys.executable, "-m", name], self.folder, self.cpus.measured, self.environment)
+    def start(self, name: str, place: Place = HERE, **settings: str) -> Process:
+        """``edge`` or ``node``, as a process that the caller ends; ``settings`` are that side's only."""
+        environment = {**self.environment, **settings}
+        return Process(name, [sys.executable, "-m", name], self.folder, self.cpus.measured, environment, place)
 
     def edge_url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.edge_port}{path}"

@@ -3,10 +3,12 @@
 A block runs against a live pair: what the documents call the edge, a page, a key and so on is put in, see ``Place``.
 What would not end, needs the internet or is another machine is stood in for:
 
-    scripts/up, hearthlink up, edge, node, model pull    their flags are checked by the real command line
-    scripts/test, check, bench                           they have to be there
-    npm install                                          what it names has to be a package that the tests install
-    ssh                                                  its flags are checked by the real one, where there is one
+    scripts/up; hearthlink up, edge, node, doctor, setup, model pull    the real command line checks their flags
+    scripts/test, check, bench                                          they have to be there
+    npm install                                  what it names has to be a package that the tests install
+    tailscale                                    the real one checks its flags, where the tests have built it
+    sudo                                         runs what it is given, as the same user
+    nft, ufw                                     nothing is run: they would change this machine
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 
 from tests.javascript import PACKAGES
 from tests.processes import ROOT
+from tests.tailnet import binaries
 
 CLIENT = ROOT / "clients" / "js"
 DOCUMENTS = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", CLIENT / "README.md")
@@ -45,14 +48,17 @@ command.make_context(command.name, rest, parent=context)
 """
 _HEARTHLINK = """#!/bin/sh
 case "$1 $2" in
-  up*|edge*|node*|"model pull"*) exec "$PYTHON" -c "$PARSE" "$@" ;;
+  up*|edge*|node*|doctor*|setup*|"model pull"*) exec "$PYTHON" -c "$PARSE" "$@" ;;
   *) exec "$PYTHON" -m hearthlink "$@" ;;
 esac
 """
 _UP = '#!/bin/sh\nexec "$PYTHON" -c "$PARSE" up "$@"\n'
 # An answer that is an error fails the block, and no proxy of this machine is asked.
 _CURL = '#!/bin/sh\nexec {curl} --fail-with-body --noproxy "*" "$@"\n'
-_SSH = "#!/bin/sh\n{check}\n"
+# Its help, which it gives after having read the flags before it.
+_TAILSCALE = '#!/bin/sh\nexec "{tailscale}" "$@" --help >/dev/null 2>&1\n'
+_SUDO = '#!/bin/sh\nexec env "$@"\n'
+_NOTHING = "#!/bin/sh\n:\n"
 _NPM = """#!/bin/sh
 test "$1" = install && shift
 for name in "$@"; do
@@ -115,8 +121,11 @@ class Place:
         _write(self.folder / "bin" / "hearthlink", _HEARTHLINK)
         _write(self.folder / ".venv" / "bin" / "hearthlink", _HEARTHLINK)
         _write(self.folder / "bin" / "curl", _CURL.format(curl=shutil.which("curl")))
-        check = 'exec {} -G "$@" >/dev/null'.format(shutil.which("ssh")) if shutil.which("ssh") else ":"
-        _write(self.folder / "bin" / "ssh", _SSH.format(check=check))
+        tailscale = _TAILSCALE.format(tailscale=binaries.build().tailscale) if binaries.built() else _NOTHING
+        _write(self.folder / "bin" / "tailscale", tailscale)
+        _write(self.folder / "bin" / "sudo", _SUDO)
+        for name in ("nft", "ufw"):
+            _write(self.folder / "bin" / name, _NOTHING)
         _write(self.folder / "bin" / "npm", _NPM)
         _write(self.folder / "scripts" / "up", _UP)
         for name in ("test", "check", "bench"):

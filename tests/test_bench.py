@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from bench import procfs
+from bench import procfs, tunnel
 from bench.__main__ import main
 from bench.client import Wave
-from bench.processes import BenchError, Cpus, run_load
+from bench.processes import BenchError, Cpus, Result, run_load
 from bench.report import Figure, table
+from bench.sections import Bench
 from bench.targets import Target, direct, upstream
 from tests.fake_runtime import CHAT, FakeRuntime
+from tests.tailnet import requirements
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the bench reads /proc")
 
@@ -104,3 +106,25 @@ def test_results_have_a_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert text.startswith("# Results of `python -m bench`")
     assert text.count("\n## 2") == 2
     assert "| lag " in text
+
+
+def test_the_tunnel_is_left_out_with_one_line_where_no_tailnet_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "missing", lambda: "A tailnet of its own is built with Go.")
+    said: list[str] = []
+    assert tunnel.tunnel(Bench(tmp_path, Cpus.shared(), 1, 1, quick=True, log=said.append)) == []
+    assert said == ["tunnel: left out. A tailnet of its own is built with Go."]
+
+
+def test_what_tailscaled_costs_is_told_from_what_the_pair_costs() -> None:
+    def run(**cpu: float) -> Result:
+        return Result([{"events": 1000}], cpu, {}, 1.0, 0.1, 0.0, False)
+
+    through = {"tailscaled of the edge": 0.004, "tailscaled of the node": 0.006}
+    runs = {"tunnel": [run(edge=0.03, node=0.04, **through)], "loopback": [run(edge=0.02, node=0.03)]}
+    times = {"p50, idle": {"direct": 0.5, "loopback": 1.5, "tunnel": 3.0}}
+    first, pair, daemons = tunnel._figures(times, runs)
+    assert (first.measured, first.loopback, first.direct) == ("2.5 ms", "1.0 ms", "0.5 ms")
+    assert (pair.measured, pair.parts, pair.loopback) == ("70.0 µs", "30 + 40", "50.0 µs")
+    assert (daemons.measured, daemons.parts) == ("10.0 µs", "4 + 6")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import unquote
 
 import pytest
@@ -15,6 +15,7 @@ from starlette.routing import Route, Router
 
 from edge.app import create_app
 from edge.plans import Plan, built_in
+from edge.upstreams.reach import Cause
 from hearthlink.reference import markdown
 from node.prompts import ChatType
 from shared.contract.chat import ChatBody
@@ -90,6 +91,12 @@ async def test_headers_are_those_that_pages_may_read(pair: Pair) -> None:
         exposed = {name.strip().lower() for name in response.headers["access-control-expose-headers"].split(",")}
     documented = section(DOCS / "api.md", "Headers").partition("of an answer")[2]
     assert {name.lower() for row in rows(documented) for name in re.findall(r"`([\w-]+)`", row)} == exposed
+
+
+def test_causes_of_a_node_that_cannot_be_reached_are_explained() -> None:
+    documented = rows(section(DOCS / "tailnet.md", "When something does not work"))
+    causes = {cause for row in documented for cause in re.findall(r"^`(\w+)`$", row)}
+    assert causes - {"cause"} == set(get_args(Cause)) - {"other"}
 
 
 # -- settings and chat types ------------------------------------------------------------------------------------------

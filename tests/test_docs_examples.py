@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,18 +18,23 @@ import pytest
 import pytest_asyncio
 
 from edge.app import run_edge
+from edge.doors.grants import merge
+from edge.plans import plans_from
+from hearthlink.doctor.report import Line, as_json
+from node.admission.callers import roles_of
 from node.app import run_node
 from node.prompts import read_chat_type
 from shared.contract.sse import Decoder
 from shared.settings import load_settings
+from shared.settings_sections import PlanSettings, TailscaleSettings
 from shared.state import StateDir
+from shared.tailscale.whois import WhoIs
 from tests.doc_examples import CLIENT, DOCUMENTS, ROOT, Block, Place, alike, blocks, from_json, in_language
 from tests.elsewhere import elsewhere
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import text
 from tests.javascript import PACKAGES, install, require_node, unusable
 from tests.pair import ANY_PORT, ORIGIN, Pair, create_key, node_settings, question, running_pair
-from tests.tcp_proxy import TcpProxy
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -36,10 +42,15 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-RUN = ("sh", "python", "js", "jsx", "html", "toml", "json")
+RUN = ("sh", "python", "js", "jsx", "html", "toml", "json", "jsonc", "ini")
 PROSE = ("", "text")
 # Blocks that cannot run anywhere but where they are meant for, by document and language.
-NOT_RUN = [("docs/quickstart.md", "caddyfile")]
+NOT_RUN = [
+    ("docs/quickstart.md", "caddyfile"),
+    ("docs/tailnet.md", "nft"),
+    ("docs/tailnet.md", "console"),
+    ("docs/tailnet.md", "console"),
+]
 # Cases of the vectors that the parser of an example need not know, because no edge sends such a stream.
 NEVER_SENT = [
     "a field without a colon has an empty value",
@@ -106,7 +117,7 @@ async def test_each_block_is_run_or_says_why_not() -> None:
 
 @every("sh")
 async def test_sh(place: Place, block: Block) -> None:
-    for program in ("bash", "curl"):
+    for program in ("bash", "curl", "openssl"):
         if shutil.which(program) is None:
             unusable(f"This is tested where {program} is.")
     if "npm install" in block.text:
@@ -191,8 +202,43 @@ async def test_toml(block: Block, tmp_path: Path) -> None:
 
 @every("json")
 async def test_json(block: Block) -> None:
-    from_json(block.text)
+    written = json.loads(block.text)
+    if block.document.name == "doctor.md":
+        lines = [Line(group, **line) for group, found in written["groups"].items() for line in found]
+        assert as_json(lines, written["version"]) == written
+        return
     assert block.answer_to is not None and block.answer_to.language == "sh"
+
+
+@every("jsonc")
+async def test_jsonc(block: Block) -> None:
+    """Pieces of a policy: edge and node understand what its capabilities give."""
+    grant = json.loads(block.text)
+    names, plans = TailscaleSettings(), plans_from({"beta": PlanSettings()})
+    assert grant["app"].keys() <= {names.tester_capability, names.node_capability}
+    for capability, values in grant["app"].items():
+        if capability == names.tester_capability:
+            merged = merge(values, plans)
+            assert merged.granted is not None and not merged.faults
+        else:
+            assert roles_of(WhoIs.read({"CapMap": grant["app"]}), capability)
+
+
+@every("ini")
+async def test_ini(place: Place, block: Block) -> None:
+    """A unit of systemd: what it starts has these flags, what it hands over are settings."""
+    lines = [line.split("=", 1) for line in block.text.splitlines() if "=" in line]
+    credentials = place.folder / "credentials"
+    credentials.mkdir()
+    for directive, value in lines:
+        if directive == "ExecStart":
+            await place.run("bash", "-euc", value.replace("/opt/hearthlink/", ""))
+        if directive == "LoadCredential":
+            (credentials / value.partition(":")[0]).touch()
+    environ = {"HOME": str(place.folder), "CREDENTIALS_DIRECTORY": str(credentials)}
+    settings = load_settings(environ=environ)
+    for name in (path.name for path in credentials.iterdir()):
+        assert settings.origin(name) == f"credential {name}"
 
 
 def plain_fetch() -> Block:
@@ -219,20 +265,54 @@ async def test_plain_fetch_reads_what_networks_make_of_a_stream(place: Place) ->
 
 
 async def test_two_machines(served: tuple[Pair, FakeRuntime], tmp_path: Path) -> None:
-    """The settings of the quick start, with a proxy in the place of the SSH connection between the machines."""
-    written = next(block for block in in_language("toml") if "[edge.upstreams.default]" in block.text)
-    near, far = tmp_path / "edge", tmp_path / "node"
-    async with TcpProxy() as tunnel, run_node(node_settings(far, served[1].url)) as node:
-        tunnel.target = node.listener.port
-        content = written.text.replace("hln_…", StateDir(far).node_token())
-        (tmp_path / "hearthlink.toml").write_text(content.replace("127.0.0.1:8001", f"127.0.0.1:{tunnel.port}"))
-        settings = load_settings(
-            config=tmp_path / "hearthlink.toml",
-            flags={"edge.listen": ANY_PORT, "edge.ops_listen": ANY_PORT},
-            environ={"HOME": str(tmp_path), "HEARTHLINK_STATE": str(near)},
-        )
-        bearer = {"Authorization": f"Bearer {create_key(near)}"}
-        async with run_edge(settings, lambda line: None) as edge, aiohttp.ClientSession(trust_env=False) as client:
-            await wait_until(lambda: edge.services.upstreams.ready, 10)
-            async with client.post(edge.public.url + "/v1/chat", json=question(), headers=bearer) as response:
-                assert (await response.json())["choices"][0]["message"]["content"] == SAID
+    """The settings of the quick start, with loopback in the place of the tailnet between the machines."""
+    page = [block for block in in_language("toml") if block.document.name == "quickstart.md"]
+    written = "\n".join(block.text for block in page if "upstreams" in block.text or "public_url" in block.text)
+    far = tmp_path / "node"
+    async with run_node(node_settings(far, served[1].url)) as node:
+        there = f'url = "ws://127.0.0.1:{node.listener.port}/link"'
+        await answered(tmp_path, written.replace('node = "gpu"', there), StateDir(far).node_token())
+
+
+async def test_another_network(place: Place, served: tuple[Pair, FakeRuntime]) -> None:
+    """A node on an interface, and its edge, with certificates made and settings written as the tailnet's page says. The
+    interface is that of loopback."""
+    if shutil.which("openssl") is None:
+        unusable("This is tested where openssl is.")
+    page = [block for block in blocks() if block.document.name == "tailnet.md"]
+    made = next(block for block in page if "-CAkey authority.key" in block.text)
+    await place.run("bash", "-euo", "pipefail", "-c", made.text)
+    node, edge = [
+        block.text.replace("/etc/hearthlink", str(place.folder))
+        for block in page
+        if 'authority = "/etc/hearthlink/authority.pem"' in block.text
+    ]
+    interface = next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    far = place.folder / "far.toml"
+    far.write_text(node.replace("interface:wg0", f"interface:{interface}:{port}"))
+    settings = load_settings(
+        config=far,
+        flags={"node.runtime.kind": "openai", "node.runtime.url": served[1].url},
+        environ={"HOME": str(place.folder), "HEARTHLINK_STATE": str(place.folder / "far")},
+    )
+    async with run_node(settings):
+        token = StateDir(settings.state).node_token()
+        await answered(place.folder, edge.replace("10.8.0.2:8001", f"127.0.0.1:{port}"), token)
+
+
+async def answered(folder: Path, written: str, token: str) -> None:
+    """An edge with the settings ``written`` reaches its node and passes on its answer."""
+    (folder / "edge.toml").write_text(written.replace("hln_…", token))
+    settings = load_settings(
+        config=folder / "edge.toml",
+        flags={"edge.listen": ANY_PORT, "edge.ops_listen": ANY_PORT},
+        environ={"HOME": str(folder), "HEARTHLINK_STATE": str(folder / "edge")},
+    )
+    bearer = {"Authorization": f"Bearer {create_key(settings.state)}"}
+    async with run_edge(settings, lambda line: None) as edge, aiohttp.ClientSession(trust_env=False) as client:
+        await wait_until(lambda: edge.services.upstreams.ready, 10)
+        async with client.post(edge.public.url + "/v1/chat", json=question(), headers=bearer) as response:
+            assert (await response.json())["choices"][0]["message"]["content"] == SAID

@@ -16,7 +16,8 @@ import aiohttp
 
 from tests.tailnet.namespaces import Namespace, call
 
-Policy = Mapping[str, Any]
+# As an object, or as the text of a file (HuJSON: with comments).
+Policy = Mapping[str, Any] | str
 
 
 class Headscale:
@@ -72,9 +73,17 @@ class Headscale:
             await asyncio.sleep(0.05)
         raise AssertionError(f"headscale did not say that it has the policy:\n{said}")
 
+    async def check(self, policy: Policy) -> None:
+        """What ``headscale policy check`` says of it, with its tests and the members there are. Raises AssertionError
+        with headscale's words when it would be refused; nothing comes into force."""
+        assert self._process is not None
+        file = self._folder / "checked.json"
+        file.write_text(_text(policy))
+        await call(self._program, "-c", self._folder / "config.json", "policy", "check", "-f", file)
+
     def _write(self, policy: Policy) -> bool:
         """Whether it is another one than before."""
-        file, new = self._folder / "policy.json", json.dumps(policy, indent=1)
+        file, new = self._folder / "policy.json", _text(policy)
         if file.exists() and file.read_text() == new:
             return False
         file.write_text(new)
@@ -86,13 +95,14 @@ class Headscale:
         return json.loads(out) if out.strip() else None
 
     async def key(self, *, tags: Sequence[str] = (), user: str = "") -> str:
-        """A pre-authentication key for one login, of a tagged machine or of a person; who is new is made known."""
+        """A pre-authentication key, of a tagged machine or of a person; who is new is made known. It is reusable,
+        because tailscaled repeats a registration whose answer is late."""
         if tags:
-            made = await self.cli("preauthkeys", "create", "--tags", ",".join(tags))
+            made = await self.cli("preauthkeys", "create", "--reusable", "--tags", ",".join(tags))
         else:
             users = {found["name"]: found["id"] for found in await self.cli("users", "list") or ()}
             known = users.get(user) or (await self.cli("users", "create", user))["id"]
-            made = await self.cli("preauthkeys", "create", "--user", str(known))
+            made = await self.cli("preauthkeys", "create", "--reusable", "--user", str(known))
         return made["key"]
 
     async def node_id(self, address: str) -> str:
@@ -111,6 +121,10 @@ async def running_headscale(
         yield headscale
     finally:
         await headscale.stop()
+
+
+def _text(policy: Policy) -> str:
+    return policy if isinstance(policy, str) else json.dumps(policy, indent=1)
 
 
 def _configuration(folder: Path, address: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tests.tailnet.binaries import Programs
 from tests.tailnet.headscale import Headscale
 from tests.tailnet.namespaces import Namespace
 
+PROXY = "127.0.0.1:1055"
 # Without these tailscaled speaks TLS to the relay, looks for routers to ask for a port, or calls home.
 _ENVIRON = {
     "TS_DEBUG_USE_DERP_HTTP": "1",
@@ -49,6 +50,12 @@ class Member:
         self._headscale = headscale
         self._process: Process | None = None
 
+    @property
+    def pid(self) -> int:
+        """The process of its tailscaled, which runs."""
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self, **environ: str) -> None:
         """Start tailscaled, with what it kept from before. It listens when this returns, and may not be ready yet;
         ``TS_DEBUG_BACKEND_DELAY_SEC="5"`` keeps it so."""
@@ -61,6 +68,8 @@ class Member:
             f"--statedir={self._folder}",
             f"--socket={self.socket}",
             "--port=41641",
+            # The way out for programs of its machine, which userspace networking gives no interface.
+            *([f"--outbound-http-proxy-listen={PROXY}"] if self.userspace else []),
             log=self.log,
             env={"PATH": os.environ["PATH"], "HOME": str(self._folder), **_ENVIRON, **environ},
         )
@@ -101,6 +110,10 @@ class Member:
     async def login_anew(self) -> None:
         """Log out, be forgotten by the control server, and join again: with other addresses."""
         old = await self._headscale.node_id(await self.address())
+        # tailscaled drops its connections to the control server when something of its network changes; a logout that
+        # is under way then fails, half done.
+        with contextlib.suppress(AssertionError):
+            await self.tailscale("logout")
         await self.tailscale("logout")
         await self._headscale.cli("nodes", "delete", "-i", old, "--force")
         await self.login()
