@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from loguru import logger
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router, WebSocketRoute
 
@@ -43,6 +45,7 @@ from shared.asgi.protocol import Limits
 from shared.asgi.server import serving
 from shared.asgi.types import App, Receive, Scope, Send, header
 from shared.contract.surface import SURFACES
+from shared.interrupt import Interrupt
 from shared.link.hello import Hello
 from shared.reload import reload_settings
 from shared.settings import Settings
@@ -123,7 +126,8 @@ class Edge:
 @asynccontextmanager
 async def run_edge(settings: Settings, audit_sink: AuditSink) -> AsyncIterator[Edge]:
     """Open the store, dial the nodes and serve until the block is left; everything is closed then. Raises CannotListen,
-    SiteError, StateError or StoreError with a sentence for the person who starts it."""
+    SiteError, StateError or StoreError with a sentence for the person who starts it. Where something fails that the
+    edge cannot do without, the block ends with that error: a supervisor then starts a whole edge."""
     configured = settings.edge
     state = StateDir(settings.state)
     store = SQLiteStore(
@@ -155,10 +159,13 @@ async def run_edge(settings: Settings, audit_sink: AuditSink) -> AsyncIterator[E
                 await edge.app(scope, receive, send)
 
             async with (
+                Interrupt() as interrupt,
                 serving(current, [public, ops], limits, ticker) as listening,
                 serve.opened(listening, services.local, services.tailnet, services.serve_at),
             ):
                 edge.public, edge.ops = listening.listeners[:2]
+                for task in running:
+                    task.add_done_callback(functools.partial(_ended, interrupt))
                 yield edge
         finally:
             for task in running:
@@ -168,6 +175,12 @@ async def run_edge(settings: Settings, audit_sink: AuditSink) -> AsyncIterator[E
                 await services.local.close()
     finally:
         await store.close()
+
+
+def _ended(interrupt: Interrupt, task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and isinstance(error := task.exception(), Exception):
+        logger.critical("the edge ends, because what it cannot do without has failed ({}); start it again", repr(error))
+        interrupt.end_with(error)
 
 
 def _in_tailnet(

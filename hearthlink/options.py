@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,6 +101,12 @@ def pull_missing(wanted: Wanted | None, settings: Settings) -> dict[str, str]:
     if not Shelf(settings.state).is_ready(wanted.choice.reference):
         bring(wanted.choice, state_of(settings).path)
     return {MODEL: str(wanted.path)}
+
+
+def own_command() -> list[str]:
+    """How a shell calls this program from everywhere: a clone's is in no folder of PATH."""
+    program = sys.argv[0]
+    return [program] if os.access(program, os.X_OK) else [sys.executable, "-m", "hearthlink"]
 
 
 def read_secret(given: str | None, name: str) -> str | None:

@@ -28,6 +28,7 @@ from shared.tailscale.errors import TailscaleError
 if TYPE_CHECKING:
     from shared.asgi.server import Listening
     from shared.tailscale.client import LocalClient
+    from shared.tailscale.socket import Endpoint
     from shared.tailscale.tailnet import Tailnet
     from shared.tailscale.view import View
 
@@ -39,8 +40,10 @@ _LONGEST_PAUSE = 2.0
 # Seconds between two looks at what nobody tells of: an interface's addresses, and whether shields are up.
 _INTERFACE_EVERY = 5.0
 _SHIELDS_EVERY = 30.0
-# Seconds between two lines about connections from elsewhere: whoever makes them could fill the disk.
+# Seconds between two lines about connections from one host elsewhere, and for so many hosts: whoever makes them could
+# fill the disk.
 _DROPPED_EVERY = 30.0
+_MOST_DROPPED = 300
 # For a connection to tailscaled's socket, which is on this machine.
 _ANSWERS_WITHIN = 1.0
 
@@ -49,28 +52,40 @@ Where = OnAddress | OnTailnet | OnInterface
 
 async def settled(where: Where, socket: str) -> Where:
     """``where``, with "auto" decided: the tailnet if tailscaled answers now at its ``socket`` ("" for the usual one),
-    else loopback."""
-    if not isinstance(where, OnTailnet) or where.certain or await _tailscaled_answers(socket):
+    else loopback, which is logged: as a warning on a machine that has a tailscaled."""
+    if not isinstance(where, OnTailnet) or where.certain:
         return where
-    logger.info(
-        'no tailscaled answers on this machine, so the node stays on loopback; node.listen = "tailnet" waits for it'
+    from shared.tailscale.socket import find
+
+    place = None
+    with contextlib.suppress(OSError, TimeoutError, TailscaleError):
+        async with asyncio.timeout(_ANSWERS_WITHIN):
+            place = await asyncio.to_thread(find, socket)
+            await _connect(place)
+            return where
+    logger.log(
+        "WARNING" if place is not None and _installed(place) else "INFO",
+        "no tailscaled answers at {}, so the node stays on loopback, where no edge on another machine reaches it;"
+        ' node.listen = "tailnet" waits for tailscaled',
+        place or "any place known here",
     )
     return OnAddress(_LOOPBACK, NODE_PORT)
 
 
-async def _tailscaled_answers(socket: str) -> bool:
-    from shared.tailscale.socket import find
+async def _connect(place: Endpoint) -> None:
+    if place.path:
+        _, writer = await asyncio.open_unix_connection(place.path)
+    else:
+        _, writer = await asyncio.open_connection(_LOOPBACK, place.port)
+    writer.close()
 
-    with contextlib.suppress(OSError, TimeoutError, TailscaleError):
-        async with asyncio.timeout(_ANSWERS_WITHIN):
-            place = await asyncio.to_thread(find, socket)
-            if place.path:
-                _, writer = await asyncio.open_unix_connection(place.path)
-            else:
-                _, writer = await asyncio.open_connection(_LOOPBACK, place.port)
-            writer.close()
-            return True
-    return False
+
+def _installed(place: Endpoint) -> bool:
+    """Whether a tailscaled that does not answer has left traces: a socket, a folder of its own for it, or on macOS the
+    file that names its port."""
+    folder, _ = os.path.split(place.path)
+    own = any(part.lower().startswith("tailscale") for part in folder.split("/"))
+    return not place.path or os.path.exists(place.path) or (own and os.path.isdir(folder))
 
 
 class Placement(ABC):
@@ -162,7 +177,7 @@ class TailnetPlacement(Placement):
         self._watched = tailnet
         self._unasked = tailnet.view
         self._client = client
-        self._dropped_at = -_DROPPED_EVERY
+        self._dropped_at: dict[str, float] = {}
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -240,11 +255,18 @@ class TailnetPlacement(Placement):
         admitted = (host == _LOOPBACK) if self.userspace else is_tailnet(host)
         if admitted:
             return True
-        now = asyncio.get_running_loop().time()
-        if now - self._dropped_at > _DROPPED_EVERY:
-            self._dropped_at = now
-            logger.warning("dropped a connection from {}, which did not come through the tailnet", host)
+        self._log_dropped(host)
         return False
+
+    def _log_dropped(self, host: str) -> None:
+        now = asyncio.get_running_loop().time()
+        last = self._dropped_at.get(host)
+        if last is not None and now - last < _DROPPED_EVERY:
+            return
+        self._dropped_at = {known: at for known, at in self._dropped_at.items() if now - at < _DROPPED_EVERY}
+        if len(self._dropped_at) < _MOST_DROPPED:
+            self._dropped_at[host] = now
+            logger.warning("dropped a connection from {}, which did not come through the tailnet", host)
 
     async def _look_at_shields(self) -> None:
         """They keep everything out that others begin, and tailscaled tells nobody that they are why."""

@@ -23,6 +23,7 @@ from edge.upstreams.pool import Upstreams
 from edge.upstreams.reach import Failure
 from edge.upstreams.upstream import Upstream
 from shared.tailscale.client import LocalClient
+from shared.tailscale.states import State
 from shared.tailscale.tailnet import Tailnet
 from tests.fake_localapi import FakeLocalAPI
 from tests.linked import EDGE_HELLO
@@ -36,6 +37,7 @@ GPU = peer(2, "gpu", tags=["tag:gpu"])
 class Bench:
     fake: FakeLocalAPI
     upstreams: Upstreams
+    tailnet: Tailnet
     busy: bool = False
 
     @property
@@ -63,7 +65,7 @@ async def bench(
         for name, value in fake.items():
             setattr(api, name, value)
         tailnet, upstreams = Tailnet(client), Upstreams()
-        made = Bench(api, upstreams)
+        made = Bench(api, upstreams, tailnet)
         directory = Directory(tailnet, client, upstreams, EDGE_HELLO, addresses, proxy=proxy, busy=lambda: made.busy)
         works = [tailnet.run(), directory.run(), *([upstreams.run()] if links else [])]
         running = [asyncio.create_task(work) for work in works]
@@ -134,13 +136,14 @@ async def test_trouble_of_our_own_takes_no_node_away(tmp_path: Path) -> None:
     async with bench(tmp_path, {"x": "tag:gpu"}, peers=[GPU]) as made:
         await made.named("x/gpu")
         upstream = made.one("x/gpu")
+        view = lambda: made.tailnet.view  # noqa: E731
         await made.fake.stop()
-        await asyncio.sleep(0.1)
-        await made.fake.restart()
-        made.fake.status = {"BackendState": "NeedsLogin", "TailscaleIPs": None}
+        await wait_until(lambda: view().failure is not None)
+        assert made.upstreams.all == [upstream]
+        made.fake.status, made.fake.state = {"BackendState": "NeedsLogin", "TailscaleIPs": None}, 2
         made.fake.peers = []
-        await made.fake.tell(State=2)
-        await asyncio.sleep(0.1)
+        await made.fake.restart()
+        await wait_until(lambda: view().state is State.NEEDS_LOGIN and not view().peers, 10, what=view)
         assert made.upstreams.all == [upstream]
         assert upstream.url
 

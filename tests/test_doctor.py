@@ -7,12 +7,14 @@ import asyncio
 import contextlib
 import json
 import os
+import pwd
+import re
 import socket
 import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
@@ -27,7 +29,7 @@ from hearthlink.doctor.examination import examine
 from hearthlink.doctor.machine import Machine
 from hearthlink.doctor.mends import Trouble, mend_of
 from hearthlink.doctor.probes import Probe, in_thread, run_probes
-from hearthlink.doctor.report import Group, Line, Verdict, as_json, as_text, verdict
+from hearthlink.doctor.report import Group, Line, Verdict, as_json, as_text, pasted, verdict
 from shared.settings import Settings, load_settings
 from shared.state import StateDir
 from tests.command_line import run
@@ -39,6 +41,7 @@ from tests.tailnet.shapes import peer, ping
 
 EDGE = Group("edge")
 NODE = Group("node")
+LOCKS = Path("/proc/locks")
 
 
 def only(lines: Sequence[Line], check: str, group: str = "") -> Line:
@@ -227,8 +230,48 @@ async def test_a_new_machine_is_told_how_to_begin(tmp_path: Path) -> None:
     state = tmp_path / "state"
     finished = await run("doctor", state=tmp_path, environ={"HEARTHLINK_STATE": str(state), "TS_SOCKET": "/nowhere"})
     assert finished.status == 1, finished
-    assert "[!]  Neither an edge nor a node is set up" in finished.out and "mend: hearthlink up" in finished.out
+    assert "[!]  Neither an edge nor a node is set up" in finished.out
+    assert re.search(r"mend: (\S+ -m )?hearthlink up\n", finished.out)
     assert "[x]" not in finished.out and not state.exists()
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+async def test_a_user_who_may_not_read_the_state_is_told_to_be_its_owner(tmp_path: Path) -> None:
+    """In one line, and nothing is said of what was not seen."""
+    folder = tmp_path / "closed"
+    (folder / "state").mkdir(parents=True)
+    settings, owner = settings_of(folder / "state"), pwd.getpwuid(os.getuid()).pw_name
+    folder.chmod(0)
+    try:
+        with as_nobody():
+            [line] = await examine(settings)
+    finally:
+        folder.chmod(0o700)
+    assert line.state == "warning" and "nothing was looked at" in line.text
+    assert line.mend == f"sudo -u {owner} HEARTHLINK_STATE={folder}/state hearthlink doctor"
+
+
+async def test_secrets_of_another_user_are_not_judged() -> None:
+    """Where their folder is open to all."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        StateDir(Path(folder)).signing_keys()
+        os.chmod(f"{folder}/signing-keys", 0o200)
+        with as_nobody():
+            [line] = await examine(settings_of(Path(folder)))
+    assert line.check == "state" and "may not read all of it" in line.text
 
 
 async def test_settings_that_cannot_be_read_are_a_line(tmp_path: Path) -> None:
@@ -248,6 +291,30 @@ async def test_an_edge_that_ended_is_broken(tmp_path: Path) -> None:
     async with machine_with(tmp_path, edge={"ops_listen": f"127.0.0.1:{free_port()}"}) as machine:
         line = only(await edge.process(machine), "process")
     assert (line.state, line.mend) == ("broken", "hearthlink edge") and "Connection refused" in line.text
+
+
+async def test_an_edge_elsewhere_is_looked_at_and_not_killed(pair: Pair) -> None:
+    """It may be well, and answer to other settings than these."""
+    elsewhere = {"edge": {"ops_listen": f"127.0.0.1:{free_port()}"}}
+    async with machine_with(pair.state, **elsewhere) as machine:
+        line = only(await edge.process(machine), "process")
+    assert (line.state, line.mend) == ("broken", f"ps -fp {os.getpid()}") and "hangs, or has other" in line.text
+
+
+def locks() -> str:
+    return LOCKS.read_text()
+
+
+@pytest.mark.skipif(not LOCKS.exists(), reason="only Linux tells who holds a lock")
+async def test_a_lock_of_another_file_system_is_not_the_edges(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their files have the same numbers."""
+    rows = locks()
+    inode = (pair.state / "edge.db.lock").stat().st_ino
+    moved = re.sub(rf"[0-9a-f]+:[0-9a-f]+(:{inode} )", r"7f:7f\1", rows)
+    assert moved != rows
+    monkeypatch.setattr(Path, "read_text", lambda path: moved)
+    async with machine_with(pair.state, **beside(pair)) as machine:
+        assert await machine.edge_process() == 0
 
 
 async def test_something_else_at_the_operations_port_is_told(tmp_path: Path) -> None:
@@ -335,6 +402,28 @@ async def test_events_that_are_collected_on_the_way_are_told(pair: Pair, runtime
     assert line.state == "ok", line
 
 
+@pytest.mark.parametrize("collects", [False, True])
+async def test_a_slow_model_is_judged_by_its_first_events(pair: Pair, runtime: FakeRuntime, collects: bool) -> None:
+    """It is well; and what comes through a proxy that waits for its last word does not come in time."""
+    runtime.script = [normal(16, 0.4), normal(16, 0.4)]
+    async with contextlib.AsyncExitStack() as stack:
+        url = await stack.enter_async_context(collecting_proxy(pair.url)) if collects else pair.url
+        machine = await stack.enter_async_context(machine_with(pair.state, **beside(pair, public_url=url)))
+        line = only(await stream.stream(machine), "stream")
+    assert line.state == ("broken" if collects else "ok"), line
+    assert ("no event of a running answer" if collects else "one by one") in line.text
+
+
+async def test_a_model_that_says_nothing_yet_is_a_warning(
+    pair: Pair, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_ONE_ANSWER", 0.5)
+    runtime.script = [normal(1, 30)]
+    async with machine_with(pair.state, **beside(pair)) as machine:
+        line = only(await stream.stream(machine), "stream")
+    assert line.state == "warning" and "No word" in line.text and "--token -" in line.mend
+
+
 async def test_a_public_url_that_leads_nowhere_is_told(pair: Pair) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     async with machine_with(pair.state, **beside(pair, public_url=nowhere)) as machine:
@@ -367,7 +456,7 @@ def row(cause: str, **fields: Any) -> dict[str, Any]:
         ("no_such_machine", "sudo tailscale up", "on the machine with the node"),
         ("machine_offline", "sudo tailscale up", "on gpu"),
         ("key_expired", "sudo tailscale up --force-reauth", "on gpu"),
-        ("app_not_listening", "hearthlink node", "on gpu"),
+        ("app_not_listening", "hearthlink node --listen tailnet", "on gpu"),
         ("token_refused", "${EDITOR:-vi} 'hearthlink.toml'", ""),
         ("other", "hearthlink doctor", "on gpu"),
     ],
@@ -436,6 +525,19 @@ async def test_without_an_edge_nodes_are_dialled_from_here(pair: Pair, tmp_path:
     assert by_name["gone"].state == "broken" and by_name["gone"].mend == "hearthlink node"
 
 
+async def test_a_name_without_an_address_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command is to be run on a machine that is none."""
+
+    def unknown(*wanted: Any, **options: Any) -> list[Any]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    async with machine_with(tmp_path) as machine:
+        assert (await machine.get("http://gone.example/")).trouble == "Name or service not known"
+        trouble = Trouble("gpu", "other", "no.", url="ws://gone.example:8001/link")
+        assert await mend_of(trouble, machine) == (machine.edit, "")
+
+
 @pytest.mark.parametrize(("seconds", "state"), [(0, "ok"), (-45, "warning"), (50, "warning"), (-500, "broken")])
 async def test_clocks_that_differ_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, state: str
@@ -472,6 +574,45 @@ async def test_ports_that_answer_elsewhere_are_broken(tmp_path: Path, monkeypatc
             line = only(await node.exposed(machine), "exposed")
     assert line.state == "broken" and "127.0.0.2 (eth0)" in line.text
     assert line.mend == f"sudo ufw deny in on eth0 to any port {port} proto tcp"
+
+
+async def test_every_address_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with containers has one for each of their networks."""
+
+    async def addresses(machine: Machine) -> dict[str, str]:
+        return {f"127.0.1.{number}": "br0" for number in range(100)}
+
+    monkeypatch.setattr(Machine, "addresses", addresses)
+    last = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.1.99", 0)
+    async with last:
+        url = f"http://127.0.0.1:{last.sockets[0].getsockname()[1]}"
+        sections = {"node": {"runtime": {"kind": "openai", "url": url}}, "tailscale": {"socket": "/nowhere"}}
+        async with machine_with(tmp_path, **sections) as machine:
+            line = only(await runtime.exposed(machine), "exposed")
+    assert line.state == "broken" and "127.0.1.99" in line.text
+
+
+@pytest.mark.parametrize(
+    ("name", "mend", "where"),
+    [
+        ("Ollama", "OLLAMA_HOST=127.0.0.1 ollama serve", "stop it, then"),
+        ("vLLM", "--host 127.0.0.1", "start it again with"),
+    ],
+)
+async def test_an_open_runtime_is_mended_by_a_whole_command_or_a_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, mend: str, where: str
+) -> None:
+    """Which model a server has only its owner knows."""
+
+    async def addresses(machine: Machine) -> dict[str, str]:
+        return {"127.0.0.1": "lo"}
+
+    monkeypatch.setattr(Machine, "addresses", addresses)
+    async with serving_json({"/healthz": {"status": "ok", "runtime": name}}) as place:
+        sections = {"node": {"listen": place, "runtime": {"kind": "openai", "url": f"http://{place}"}}}
+        async with machine_with(tmp_path, **sections, tailscale={"socket": "/nowhere"}) as machine:
+            line = only(await runtime.exposed(machine), "exposed")
+    assert (line.state, line.mend, line.where) == ("broken", mend, where)
 
 
 # -- the runtime ------------------------------------------------------------------------------------------------------
@@ -661,10 +802,21 @@ async def test_serve_is_compared_with_what_the_edge_listens_on(fake: FakeLocalAP
     async with member(fake) as machine:
         line = only(await serve.serve(machine), "serve")
         assert line.state == "ok" and "edge.tail.test:443" in line.text
-    fake.serve["AllowFunnel"] = {"edge.tail.test:443": True}
+
+
+async def test_funnel_is_closed_by_serving_the_same_again(fake: FakeLocalAPI) -> None:
+    """`tailscale funnel off` takes away what else the owner serves there. Of two ports it is the one with Funnel."""
     async with member(fake) as machine:
+        handlers = {"Handlers": {"/": {"Proxy": f"unix:{machine.state / 'serve.sock'}"}}}
+        fake.serve = {
+            "TCP": {"80": {"HTTP": True}, "443": {"HTTPS": True}},
+            "Web": {"edge.tail.test:80": handlers, "edge.tail.test:443": handlers},
+            "AllowFunnel": {"edge.tail.test:443": True},
+        }
         line = only(await serve.serve(machine), "serve")
-    assert line.state == "broken" and line.mend == "sudo tailscale funnel --https=443 off"
+    target = f"unix:{fake.path.parent}/state/serve.sock"
+    assert line.state == "broken" and "edge.tail.test:443 is open" in line.text
+    assert line.mend == f"sudo tailscale serve --bg --https=443 {target}"
 
 
 async def test_serve_that_leads_to_an_edge_that_does_not_listen_there(fake: FakeLocalAPI) -> None:
@@ -731,8 +883,12 @@ async def test_a_database_that_is_damaged_is_told(tmp_path: Path) -> None:
         whole = path.read_bytes()
         path.write_bytes(whole[:100] + os.urandom(len(whole) - 100))
         line = only(limits.database(machine), "database")
-        assert line.state == "broken" and line.mend == f"mv '{path}' '{path}.broken'"
-        path.unlink()
+        assert line.state == "broken"
+        path.with_name("edge.db-wal").write_text("not yet in it")
+        moving = await asyncio.create_subprocess_shell(line.mend)
+        assert await moving.wait() == 0
+        aside = tmp_path / "broken-database"
+        assert {found.name for found in aside.iterdir()} >= {"edge.db", "edge.db-wal"} and not path.exists()
         with sqlite3.connect(path) as connection:
             connection.execute("PRAGMA user_version = 999")
         connection.close()
@@ -800,3 +956,57 @@ async def test_ten_seconds_suffice_where_nothing_answers(tmp_path: Path, fake: F
         assert time.monotonic() - began < 10
     assert verdict(lines) is Verdict.BROKEN and only(lines, "state", "tailnet").state == "broken"
     assert {line.group for line in lines if line.state in ("warning", "broken")} >= {"edge", "tailnet", "node"}
+
+
+def test_ten_seconds_suffice_where_names_are_not_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up that hangs keeps neither the answer nor the end of the loop."""
+    real, release = socket.getaddrinfo, threading.Event()
+
+    def hangs(host: Any, *wanted: Any, **options: Any) -> Any:
+        if host == "slow.example":
+            release.wait(30)
+        return real(host, *wanted, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    upstreams = {"slow": {"url": "ws://slow.example:8001/link"}}
+    settings = settings_of(
+        tmp_path,
+        edge={"ops_listen": f"127.0.0.1:{free_port()}", "upstreams": upstreams},
+        tailscale={"socket": "/nowhere"},
+    )
+    began = time.monotonic()
+    try:
+        lines = asyncio.run(examine(settings))
+        assert time.monotonic() - began < 10
+    finally:
+        release.set()
+    assert only(lines, "link").state == "broken"
+
+
+@pytest.mark.parametrize(
+    ("mend", "shown"),
+    [
+        ("hearthlink edge", ".venv/bin/hearthlink edge"),
+        (
+            "sudo -u me HEARTHLINK_STATE=/x hearthlink doctor",
+            "sudo -u me HEARTHLINK_STATE=/x .venv/bin/hearthlink doctor",
+        ),
+        (
+            "hearthlink token mint a | hearthlink chat b",
+            ".venv/bin/hearthlink token mint a | .venv/bin/hearthlink chat b",
+        ),
+        ("vi 'hearthlink.toml'", "vi 'hearthlink.toml'"),
+        ("ls /opt/hearthlink /", "ls /opt/hearthlink /"),
+    ],
+)
+def test_a_command_is_shown_as_a_shell_here_understands_it(mend: str, shown: str) -> None:
+    assert pasted(mend, ".venv/bin/hearthlink") == shown
+
+
+async def test_a_node_on_loopback_beside_a_tailnet_is_told(fake: FakeLocalAPI) -> None:
+    """No edge on another machine reaches it, whatever its own health says."""
+    health = {"status": "ok", "version": "1", "runtime": "fake", "model": "a", "tailnet": None}
+    async with serving_json({"/healthz": health}) as place, member(fake, edge={}, node={"listen": place}) as machine:
+        line = only(await node.process(machine), "process")
+    assert (line.state, line.mend) == ("warning", "hearthlink node --listen tailnet")
+    assert place in line.text

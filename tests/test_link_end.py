@@ -12,7 +12,7 @@ from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
 from shared.link import session as session_module
 from shared.link.call import Call, End, Outlet
-from shared.link.frames import Kind, pack_json
+from shared.link.frames import Kind, pack, pack_json
 from shared.link.session import CLOSE_GOING_AWAY
 from shared.link.streams import Reply
 from tests.link_answers import EVENT, Slow, answer, closing, content, read_all
@@ -197,3 +197,20 @@ async def test_a_transport_that_fails_ends_the_link() -> None:
         transport.send = broken  # type: ignore[method-assign]
         node.send_snapshot({})
         assert "ConnectionResetError" in (await closing(run)).reason
+
+
+async def test_a_head_that_comes_after_a_reply_was_given_up_changes_nothing() -> None:
+    """In the same turn of the loop: its reader has not run yet, and must find the loss, not the head."""
+    async with edge_session() as (edge, peer, _):
+        reply = edge.open(call())
+        reading = asyncio.create_task(reply.head())
+        await peer.frame(Kind.OPEN)
+        reply.cancel()
+        reply.lose("it is silent")
+        assert reply.receive(Kind.HEAD, b"{}"), "what follows is of nobody's"
+        with pytest.raises(ApiError) as lost:
+            await reading
+        assert (lost.value.code, reply.has_head) == ("node_unavailable", False)
+        await peer.send(pack_json(reply.stream, Kind.HEAD, {}), pack(reply.stream, Kind.DATA, EVENT))
+        await wait_until(lambda: not edge.streams)
+        assert edge.usable

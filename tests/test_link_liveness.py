@@ -15,13 +15,14 @@ from tests.waiting import wait_until
 
 def test_the_contracts_seconds() -> None:
     assert (session_module.PING_AFTER, session_module.SUSPECT_AFTER, session_module.LOST_AFTER) == (5, 3, 12)
+    assert session_module.PING_WAITING_AFTER == 2  # with a clock's two looks, well within the 10 s of design §4
     assert session_module.HELLO_WITHIN == 5
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A twentieth of the contract's seconds."""
-    for name in ("PING_AFTER", "SUSPECT_AFTER", "LOST_AFTER", "_OPEN_PINGS_AFTER", "_TICK"):
+    for name in ("PING_AFTER", "PING_WAITING_AFTER", "SUSPECT_AFTER", "LOST_AFTER", "_OPEN_PINGS_AFTER", "_TICK"):
         monkeypatch.setattr(session_module, name, getattr(session_module, name) / 20)
 
 
@@ -40,6 +41,25 @@ async def test_a_silent_peer_is_pinged_doubted_and_given_up() -> None:
             ended = await asyncio.wait_for(run, 2)
             assert "silent" in ended.reason
             assert loop.time() - began >= session_module.LOST_AFTER * 0.9
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_peer_that_owes_an_answer_is_asked_sooner() -> None:
+    loop = asyncio.get_running_loop()
+    async with edge_session() as (session, peer, _):
+        began = loop.time()
+        reply = session.open(call())
+        await peer.frame(Kind.PING)
+        asked = loop.time()
+        assert session_module.PING_WAITING_AFTER * 0.9 <= asked - began < session_module.PING_AFTER * 0.9
+        assert not session.suspect
+        await wait_until(lambda: session.suspect, 1)
+        assert loop.time() - asked >= session_module.SUSPECT_AFTER * 0.9
+        await peer.send(pack_json(reply.stream, Kind.END, {"outcome": "stop"}))
+        await reply.ended()
+        began = loop.time()
+        await peer.frame(Kind.PING)
+        assert loop.time() - began >= session_module.PING_AFTER * 0.9, "nothing is waited for any more"
 
 
 @pytest.mark.usefixtures("quick")

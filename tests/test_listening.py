@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from shared.asgi.protocol import DeadlineProtocol, Limits
 from shared.asgi.server import serving
 from shared.asgi.types import Receive, Scope, Send
 from shared.ticker import Ticker
+from shared.tls import client_context, server_context
+from tests.certificates import Authority
 from tests.open_files import no_more_files
 from tests.raw_http import RawClient
 
@@ -196,18 +198,29 @@ def bare(listener: Listener) -> socket.socket:
 
 @LOOPS
 @pytest.mark.parametrize("made_by", ["us", "others"])
-def test_small_events_never_wait_for_an_ack(run: Run, made_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("speaks", ["plain", "tls"])
+def test_small_events_never_wait_for_an_ack(
+    run: Run, made_by: str, speaks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if made_by == "others":
         monkeypatch.setattr("shared.asgi.listening.bind", bare)
+    here, context = HERE, None
+    if speaks == "tls":
+        authority = Authority(tmp_path)
+        here = replace(HERE, tls=server_context(authority.issue("node")))
+        context = client_context(authority.issue("edge"))
 
     async def test() -> None:
-        async with served(HERE) as (listening, _), await RawClient.connect(listening.listeners[0].url) as raw:
-            await raw.request("GET", "/")
-            await raw.head()
-            connections = [thing for thing in gc.get_objects() if isinstance(thing, DeadlineProtocol)]
-            [ours] = [one for one in connections if one.client == raw.socket.getsockname()]
-            accepted = ours.transport.get_extra_info("socket")
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        async with served(here) as (listening, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", listening.listeners[0].port, ssl=context)
+            with closing(writer):
+                writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+                await reader.readuntil(b"\r\n\r\n")
+                connections = [thing for thing in gc.get_objects() if isinstance(thing, DeadlineProtocol)]
+                [ours] = [one for one in connections if one.client == writer.get_extra_info("sockname")]
+                assert (ours.transport.get_extra_info("ssl_object") is not None) == (speaks == "tls")
+                accepted = ours.transport.get_extra_info("socket")
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
     run(test())
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -148,14 +149,20 @@ async def test_the_node_is_at_every_address_of_its_tailnet_and_nowhere_else(
 async def test_only_addresses_of_the_tailnet_are_let_in(
     fake: FakeLocalAPI, placement: TailnetPlacement, machine: Machine, log: list[str]
 ) -> None:
-    """A machine of the local network that routes 100.x here comes with an address of its own. One line is logged for
-    all that try at once."""
+    """A machine of the local network that routes 100.x here comes with an address of its own. Each is logged once, so
+    that one which tries all the time hides no other, and a network full of them fills no disk."""
     await up(fake, placement)
     admits = machine.open_now[V4].admits
     assert admits is not None
     asked = ("100.64.0.2", "fd7a:115c:a1e0::2", "192.168.1.4", "10.99.0.3", "127.0.0.1", "fe80::1", "8.8.8.8")
     assert [admits(host) for host in asked] == [True, True, False, False, False, False, False]
-    assert log[2:] == ["WARNING dropped a connection from 192.168.1.4, which did not come through the tailnet"]
+    assert not admits("192.168.1.4")
+    dropped = asked[2:]
+    assert log[2:] == [
+        f"WARNING dropped a connection from {host}, which did not come through the tailnet" for host in dropped
+    ]
+    assert not any(admits(f"10.0.{number // 250}.{number % 250}") for number in range(1000))
+    assert len(log) == 2 + module._MOST_DROPPED
 
 
 async def test_it_waits_for_the_login(
@@ -319,9 +326,27 @@ async def test_auto_is_the_tailnet_where_tailscaled_answers(fake: FakeLocalAPI, 
     auto = OnTailnet(8001, certain=False)
     assert await settled(auto, str(fake.path)) == auto
     await fake.stop()
+    fake.path.unlink(missing_ok=True)
     assert await settled(auto, str(fake.path)) == OnAddress("127.0.0.1", 8001)
-    assert 'node.listen = "tailnet"' in log[0]
+    assert log == [
+        f"INFO no tailscaled answers at {fake.path}, so the node stays on loopback, where no edge on another machine"
+        ' reaches it; node.listen = "tailnet" waits for tailscaled'
+    ]
     assert await settled(OnTailnet(9001), str(fake.path)) == OnTailnet(9001)
+
+
+@pytest.mark.parametrize("left", ["socket", "folder"])
+async def test_auto_warns_of_a_tailscaled_that_is_there_and_does_not_answer(
+    tmp_path: Path, log: list[str], left: str
+) -> None:
+    """Its owner may well expect the node to be called through it."""
+    path = tmp_path / "tailscale" / "tailscaled.sock"
+    path.parent.mkdir()
+    if left == "socket":
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+    assert await settled(OnTailnet(8001, certain=False), str(path)) == OnAddress("127.0.0.1", 8001)
+    assert len(log) == 1 and log[0].startswith(f"WARNING no tailscaled answers at {path}, so the node stays on loop")
 
 
 async def test_the_node_follows_an_interface(machine: Machine, log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

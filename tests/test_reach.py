@@ -66,6 +66,7 @@ ROWS: list[tuple[Cause, Facts, list[str]]] = [
     ("other", failed(BY_URL, SILENT), ["no answer", "5 s", URL]),
     ("other", failed(BY_URL, Failure("ended", detail="the link ended: silent for 12 s")), ["silent for 12 s"]),
     ("other", failed(FOUND, Failure("other", detail="Connection reset by peer")), ["reset by peer", "x.node"]),
+    ("other", failed(BY_URL, Failure("name", detail="Name or service not known")), [URL, "not known", "x.url", "DNS"]),
     ("other", BY_URL, ["not connected yet"]),
 ]
 

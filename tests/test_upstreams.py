@@ -15,8 +15,10 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from loguru import logger
 from starlette.responses import PlainTextResponse
 
+from edge.app import run_edge
 from edge.upstreams.address import Address
 from edge.upstreams.pool import Upstreams
 from edge.upstreams.sockets import connector
@@ -39,6 +41,7 @@ from shared.ticker import Ticker
 from shared.tls import client_context, server_context
 from tests.certificates import Authority
 from tests.linked import EDGE_HELLO, call
+from tests.pair import edge_settings
 from tests.waiting import wait_until
 
 
@@ -277,6 +280,59 @@ async def test_nothing_there_says_what_to_start() -> None:
             assert part in upstream.reason
 
 
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("ws://gpu..example:8001/link", "not a valid address"),
+        ("ws://gpu.invalid:8001/link", socket.gaierror(socket.EAI_NONAME, "Name or service not known").strerror),
+    ],
+)
+async def test_a_wrong_host_name_is_said_and_ends_no_other_link(
+    monkeypatch: pytest.MonkeyPatch, url: str, says: str
+) -> None:
+    known = socket.getaddrinfo
+
+    def no_dns(host: Any, *of: Any, **more: Any) -> Any:
+        if host == "gpu.invalid":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return known(host, *of, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_dns)
+    nodes = Nodes()
+    async with served(nodes) as good:
+        wrong = Upstream(Address("wrong", url, "t"), EDGE_HELLO)
+        upstreams = Upstreams([wrong, Upstream(Address("good", good, "t"), EDGE_HELLO)])
+        task = asyncio.create_task(upstreams.run())
+        try:
+            await wait_until(lambda: says in wrong.reason, 3, what=lambda: wrong.reason)
+            await wait_until(lambda: upstreams.all[1].connected, 3)
+            assert "Correct edge.upstreams.wrong.url" in wrong.reason
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_an_edge_whose_links_cannot_be_kept_ends_with_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that its process fails, and its supervisor starts a whole one."""
+
+    async def fail(upstreams: Upstreams) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(Upstreams, "run", fail)
+    said: list[str] = []
+    sink = logger.add(said.append, level="CRITICAL", format="{message}")
+    try:
+        with pytest.raises(RuntimeError, match="a mistake of ours"):
+            async with run_edge(edge_settings(tmp_path, "ws://127.0.0.1:1/link"), lambda line: None):
+                await asyncio.sleep(5)
+    finally:
+        logger.remove(sink)
+    assert [line.startswith("the edge ends") for line in said] == [True]
+
+
 async def test_a_port_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.upstreams.dialling.DIAL_WITHIN", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts in the kernel, and nobody reads
@@ -407,9 +463,16 @@ async def test_nodes_come_and_go_while_the_others_are_asked() -> None:
             upstreams.add(preferred)
             await wait_until(lambda: preferred.connected, 3)
             assert upstreams.choose() is preferred
+            reply = preferred.session().open(call())
+            await reply.head()
             upstreams.remove(preferred)
             assert upstreams.choose().name == "first"
-            await wait_until(lambda: [upstream.name for upstream in upstreams.all] == ["first"], 3)
+            assert [upstream.name for upstream in upstreams.all] == ["first"], "health would show its end as a fault"
+            await settle()
+            assert len(nodes.live) == 2, "its stream still runs"
+            nodes.go_on.set()
+            assert await reply.read() == b"data: [DONE]\n\n"
+            await wait_until(lambda: nodes.live == nodes.sessions[:1], 3)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

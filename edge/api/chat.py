@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edge.api.audit import note
@@ -14,6 +14,7 @@ from edge.api.permission import Permit, permit
 from edge.chats import Chat
 from edge.services import Services
 from edge.store.ledger import Cost, Grant
+from edge.upstreams.upstream import Upstream
 from shared.asgi.accept import wants_stream
 from shared.asgi.body import ClientLeft, check_json, read_body
 from shared.asgi.departure import Departure
@@ -56,8 +57,12 @@ class ChatEndpoint:
         check_json(scope)
         raw = await read_body(scope, receive, edge.policy.max_body)
         body = parse_body(surface.body, raw)
+
+        def permitted(upstream: Upstream) -> Permit:
+            return permit(body, len(raw), caller, upstream.snapshot, edge.policy.anonymous_raw_models)
+
         upstream = edge.upstreams.choose()
-        allowed = permit(body, len(raw), caller, upstream.snapshot, edge.policy.anonymous_raw_models)
+        allowed = permitted(upstream)
         note(scope, chat_type=allowed.chat_type, client_id=body.client_id, node=upstream.name)
         session = upstream.session()
         call = Call(
@@ -75,7 +80,8 @@ class ChatEndpoint:
             grant = await edge.store.admit(caller.ip, caller.principal, caller.plan, cost, call.chat_id)
         except ApiError as refusal:
             raise _limited(refusal, caller, edge) from None
-        await _Exchange(edge, caller, allowed, call, grant, session, {upstream.name}).run(scope, receive, send)
+        exchange = _Exchange(edge, caller, allowed, permitted, call, grant, session, {upstream.name})
+        await exchange.run(scope, receive, send)
 
 
 def _limited(refusal: ApiError, caller: Caller, edge: Services) -> ApiError:
@@ -87,12 +93,14 @@ def _limited(refusal: ApiError, caller: Caller, edge: Services) -> ApiError:
 
 @dataclass(slots=True)
 class _Exchange:
-    """An admitted chat: opened on a node, relayed, and settled exactly once however it ends. ``asked`` are the names of
-    the nodes that it was opened on."""
+    """An admitted chat: opened on a node, relayed, and settled exactly once however it ends. ``permitted`` raises
+    ApiError for a node that the caller may not ask this; ``asked`` are the names of such nodes, and of those that it
+    was opened on."""
 
     edge: Services
     caller: Caller
     permit: Permit
+    permitted: Callable[[Upstream], Permit]
     call: Call
     grant: Grant
     session: Session
@@ -176,7 +184,7 @@ class _Exchange:
             try:
                 return await chat.reply.head()
             except ApiError as error:
-                another = self.edge.upstreams.another(self.asked) if error.code in _ONLY_THERE else None
+                another = self._another() if error.code in _ONLY_THERE else None
                 if another is None:
                     raise
             self.asked.add(another.name)
@@ -184,9 +192,20 @@ class _Exchange:
             chat.session = another.session()
             chat.reply = chat.session.open(self.call)
 
+    def _another(self) -> Upstream | None:
+        """The first node that could answer now, was not asked, and may be: each has models and a default of its
+        own."""
+        while (another := self.edge.upstreams.another(self.asked)) is not None:
+            try:
+                self.permitted(another)
+                return another
+            except ApiError:
+                self.asked.add(another.name)
+        return None
+
     def _give_up(self, chat: Chat) -> None:
         """Wait no longer for a node whose link is silent, if another one can answer; else it may still come back."""
-        if self.edge.upstreams.another(self.asked) is not None:
+        if self._another() is not None:
             chat.reply.cancel()
             chat.reply.lose("it is silent")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -53,6 +54,8 @@ async def dial(client: aiohttp.ClientSession, place: Place, token: str) -> Diall
         raise Unreached(Failure("timeout", seconds=DIAL_WITHIN)) from None
     except (aiohttp.ClientError, OSError) as error:
         raise Unreached(_failure(error, place)) from None
+    except ValueError:  # of the codec for host names, among others
+        raise Unreached(Failure("name", detail="it is not a valid address")) from None
 
 
 def _failure(error: aiohttp.ClientError | OSError, place: Place) -> Failure:
@@ -61,6 +64,8 @@ def _failure(error: aiohttp.ClientError | OSError, place: Place) -> Failure:
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         cause = error.certificate_error
+    if isinstance(cause, socket.gaierror):  # its numbers are not those of errno
+        return Failure("name", detail=cause.strerror or "its host is not known")
     if isinstance(cause, ssl.SSLError):
         return Failure("tls", detail=refusal(cause))
     if place.tls is not None and isinstance(cause, aiohttp.ServerDisconnectedError | ConnectionResetError):

@@ -14,7 +14,8 @@ from shared.contract.errors import ApiError
 
 
 class Upstreams:
-    """``all`` is in the order in which they are asked; those that wait for their last streams are still in it."""
+    """``all`` is in the order in which they are asked; one that was removed is not in it, also while its last streams
+    run."""
 
     def __init__(self, upstreams: Iterable[Upstream] = ()) -> None:
         self.all = sorted(upstreams, key=_priority)
@@ -27,10 +28,9 @@ class Upstreams:
         self._keep(upstream)
 
     def remove(self, upstream: Upstream) -> None:
-        """It gets no new streams, and is gone when the running ones have ended."""
+        """It gets no new streams, and its links end when the running ones have ended."""
+        self.all.remove(upstream)
         upstream.leave()
-        if self._group is None:
-            self.all.remove(upstream)
 
     def choose(self) -> Upstream:
         """The first node that could answer now; else the first that is connected, whose own refusal says more than
@@ -64,8 +64,7 @@ class Upstreams:
 
     def _keep(self, upstream: Upstream) -> None:
         if self._group is not None and self._client is not None:
-            kept = self._group.create_task(upstream.run(self._client))
-            kept.add_done_callback(lambda _: self.all.remove(upstream))
+            self._group.create_task(upstream.run(self._client))
 
 
 def _priority(upstream: Upstream) -> int:

@@ -24,7 +24,7 @@ Cause = Literal[
     "machine_refused",
     "other",
 ]
-Kind = Literal["status", "timeout", "refused", "unreachable", "tls", "proxy", "ended", "other"]
+Kind = Literal["status", "timeout", "refused", "unreachable", "name", "tls", "proxy", "ended", "other"]
 # States in which a person must let this machine into the tailnet; in the others tailscaled itself must be started.
 _LOGGED_OUT = (State.NEEDS_LOGIN, State.NEEDS_MACHINE_AUTH, State.IN_USE_OTHER_USER)
 
@@ -174,7 +174,8 @@ _TABLE: tuple[_Row, ...] = (
         "token_refused",
         lambda facts: facts.status == 401,
         lambda facts: (
-            f"{facts.node} refuses this edge's token. Set {facts.setting}.token to one of the node's node.tokens."
+            f"{facts.node} refuses this edge's token. Set {facts.setting}.token to one of the node's node.tokens, or"
+            " where it has none to what its file node-token holds, and restart the edge."
         ),
     ),
     ("machine_refused", lambda facts: facts.status == 403, _not_admitted),
@@ -224,6 +225,14 @@ _TABLE: tuple[_Row, ...] = (
         lambda facts: (
             f"the TLS handshake with {facts.node} failed: {_detail(facts)}. Both sides show a certificate of the same"
             f" authority: {facts.setting}.tls here, node.tls there."
+        ),
+    ),
+    (
+        "other",
+        lambda facts: facts.kind == "name",
+        lambda facts: (
+            f"no machine is to be found at {facts.url} ({_detail(facts)}). Correct {facts.place}; where the name is"
+            " right, see to the DNS of this machine."
         ),
     ),
     (

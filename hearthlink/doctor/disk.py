@@ -23,7 +23,8 @@ _NOTHING = 64 * _MIB  # SQLite's write-ahead log and a log file may need this mu
 _LARGE_DATABASE = _GIB
 # SQLite empties the write-ahead log again and again at 4 MB, unless a reader holds it.
 _LARGE_LOG = 64 * _MIB
-_SECRETS = ("node-token", "signing-keys", "edge.db", "edge.db-wal", "edge.db-shm", "serve.sock")
+SECRET_FILES = ("node-token", "signing-keys", "edge.db", "edge.db-wal", "edge.db-shm")
+_SECRETS = (*SECRET_FILES, "serve.sock")
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 

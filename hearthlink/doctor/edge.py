@@ -50,7 +50,7 @@ async def _not_running(machine: Machine, answer: Answer) -> Line:
     silent = f"nothing answers at {where} ({answer.trouble})"
     if process := await machine.edge_process():
         text = f"An edge runs with this state (process {process}), and {silent}: it hangs, or has other settings."
-        return EDGE.broken("process", text, f"kill {process} && hearthlink edge")
+        return EDGE.broken("process", text, f"ps -fp {process}", "look at it before you end it")
     if answer.silent:
         return EDGE.broken("process", f"What listens at {where} says nothing: it hangs.", _who_listens(where))
     if machine.edge_ran:

@@ -131,7 +131,10 @@ def database(machine: Machine) -> Sequence[Line]:
     path = machine.state / "edge.db"
     if not path.exists() or not path.stat().st_size:
         return []
-    away = f"mv '{path}' '{path}.broken'"
+    # What the write-ahead log has and the database has not yet is a part of it, and the next start would delete it.
+    aside = f"'{machine.state}/broken-database'"
+    parts = "-maxdepth 1 -name 'edge.db*' ! -name 'edge.db.*'"
+    away = f"mkdir -m 700 {aside} && find '{machine.state}' {parts} -exec mv {{}} {aside} ';'"
     try:
         connection = _read_only(path)
         try:

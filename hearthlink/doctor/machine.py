@@ -202,11 +202,13 @@ class Machine:
 
         def read() -> int:
             try:
-                inode = (self.state / "edge.db.lock").stat().st_ino
+                lock = (self.state / "edge.db.lock").stat()
                 rows = Path("/proc/locks").read_text()
             except OSError:
                 return 0
-            found = re.search(rf"FLOCK +ADVISORY +WRITE +(\d+) +[0-9a-f]+:[0-9a-f]+:{inode} ", rows)
+            # Another file system may have a file of the same number.
+            device = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}"
+            found = re.search(rf"FLOCK +ADVISORY +WRITE +(\d+) +{device}:{lock.st_ino} ", rows)
             return int(found[1]) if found else 0
 
         return await self._once("process", lambda: in_thread(read))
@@ -295,6 +297,8 @@ def _why(error: BaseException) -> str:
     """In the system's words where it was the system."""
     inner: BaseException | None = error
     while inner is not None:
+        if isinstance(inner, socket.gaierror):  # its number is none of the system's errors
+            return str(inner.strerror)
         if isinstance(inner, OSError) and inner.errno:
             return os.strerror(inner.errno)
         inner = inner.__cause__ or inner.__context__

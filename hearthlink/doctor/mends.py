@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,11 +11,14 @@ from urllib.parse import urlsplit
 
 from hearthlink.doctor.machine import Machine
 from hearthlink.doctor.tailnet import explained
-from shared.addresses import is_loopback
+from shared.addresses import OnTailnet, is_loopback
 
 if TYPE_CHECKING:
     from shared.tailscale.nodes import Node
 
+_LOOK_UP_SECONDS = 1.0
+# What `auto` comes to as well, unless Tailscale was away when the node started.
+LISTEN = " --listen tailnet"
 _POLICY = "in the tailnet's policy"
 
 
@@ -55,11 +59,26 @@ async def mend_of(trouble: Trouble, machine: Machine) -> tuple[str, str]:
         case "policy_blocks" | "machine_refused":
             return await _grant(trouble, machine), _POLICY
         case "app_not_listening":
-            return "hearthlink node", there
+            return f"hearthlink node{LISTEN if trouble.machine else ''}", there
         case "token_refused":
             return machine.edit, ""
-        case _:
+        case _ if await _has_address(trouble):
             return ("hearthlink doctor", there) if there else (machine.edit, "")
+        case _:
+            return machine.edit, ""
+
+
+async def _has_address(trouble: Trouble) -> bool:
+    """Whether the name in the URL leads to a machine at all; nobody can run a command on one without an address."""
+    host = urlsplit(trouble.url).hostname
+    if not host:
+        return True
+    try:
+        async with asyncio.timeout(_LOOK_UP_SECONDS):
+            await asyncio.get_running_loop().getaddrinfo(host, None)
+    except (OSError, TimeoutError, UnicodeError):
+        return False
+    return True
 
 
 def _there(trouble: Trouble) -> str:
@@ -71,6 +90,12 @@ def _wanted(trouble: Trouble, machine: Machine) -> tuple[str, int]:
     """The machine and port that the settings name for this node. One of several with a tag is called NAME/MACHINE."""
     upstream = machine.settings.edge.upstreams.get(trouble.name.partition("/")[0])
     return (upstream.node or "", upstream.port) if upstream is not None else ("", 0)
+
+
+async def start_node(machine: Machine) -> str:
+    """The command that starts the node of this machine."""
+    tailnet = isinstance(machine.node_listen, OnTailnet) and await machine.away() is None
+    return f"hearthlink node{LISTEN if tailnet else ''}"
 
 
 def _join(trouble: Trouble, machine: Machine) -> str:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from hearthlink.doctor.exposure import answering
 from hearthlink.doctor.machine import Machine, bracketed
-from hearthlink.doctor.mends import Trouble, mend_of
+from hearthlink.doctor.mends import LISTEN, Trouble, mend_of, start_node
 from hearthlink.doctor.probes import Probe
 from hearthlink.doctor.report import Group, Line, split_command
 from hearthlink.doctor.tailnet import explained
@@ -84,7 +84,7 @@ async def _dialled(trouble: Trouble, machine: Machine) -> Line:
 async def process(machine: Machine) -> Sequence[Line]:
     """Whether the node of this machine runs."""
     if await machine.node_runs():
-        return [_runs(await machine.node())]
+        return [await _runs(await machine.node(), machine)]
     if not machine.has_node:
         return [NODE.absent("process", "No node is set up on this machine.")]
     listen = machine.node_listen
@@ -106,11 +106,11 @@ async def process(machine: Machine) -> Sequence[Line]:
         return [NODE.broken("process", text, f"ss -ltnp 'sport = :{listen.port}'")]
     text = f"nothing answers at {where} ({answer.trouble})."
     if machine.node_ran:
-        return [NODE.broken("process", f"The node of this machine does not run: {text}", "hearthlink node")]
-    return [NODE.warning("process", f"A node has settings here and never ran: {text}", "hearthlink node")]
+        return [NODE.broken("process", f"The node of this machine does not run: {text}", await start_node(machine))]
+    return [NODE.warning("process", f"A node has settings here and never ran: {text}", await start_node(machine))]
 
 
-def _runs(answer: Any) -> Line:
+async def _runs(answer: Any, machine: Machine) -> Line:
     where = answer.url.removesuffix("/healthz")
     if not answer.has("runtime"):
         return NODE.ok("process", f"The node runs at {where}; it tells its health to its edges only.")
@@ -120,6 +120,9 @@ def _runs(answer: Any) -> Line:
             text, mend = split_command(f"The node cannot be called: {tailnet['reason']}")
             return NODE.broken("process", text, mend or "tailscale status")
         where = " and ".join(str(address) for address in tailnet.get("addresses", ()))
+    elif not machine.has_edge and is_loopback(urlsplit(where).hostname or "") and await machine.away() is None:
+        text = f"The node listens at {where} only, so no edge on another machine reaches it through the tailnet."
+        return NODE.warning("process", text, f"hearthlink node{LISTEN}", "stop it, then")
     return NODE.ok("process", f"The node runs at {where}, version {answer.json.get('version', 'unknown')}.")
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import ParamSpec, TypeVar, cast
 
 from hearthlink.doctor.report import Group, Line
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,25 @@ async def _run(probe: Probe) -> Sequence[Line]:
     else:
         return task.result()
     return [probe.group.warning(probe.check, f"{probe.check}: {text}", "hearthlink doctor")]
+
+
+class LeftThreads(ThreadPoolExecutor):
+    """For a loop that is to end while a look-up of a name still hangs: each piece of work has a thread of its own that
+    nobody waits for. A pool's own threads are joined, by the loop and by the interpreter."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except Exception as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return future
 
 
 async def in_thread(work: Callable[[], T]) -> T:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Literal, get_args
 
+from hearthlink.options import own_command
 from hearthlink.output import printable
 
 State = Literal["ok", "warning", "broken", "absent"]
@@ -20,6 +22,7 @@ GROUPS: tuple[GroupName, ...] = get_args(GroupName)
 _MARKS: dict[State, str] = {"ok": "[ok]", "warning": "[!]", "broken": "[x]", "absent": "[-]"}
 _INDENT = " " * 7  # under the text, which stands behind the widest mark
 _ENDS_IN_COMMAND = re.compile(r"(.+[.!?]) [^.]+: ((?:sudo|chmod) .+)", re.DOTALL)
+_OWN_COMMAND = re.compile(r"(^|\| |&& |\b[A-Z_]+=\S* )hearthlink ")
 _NARROWEST = 40  # columns; below that folding makes nothing readable
 
 
@@ -122,9 +125,16 @@ def summary(lines: Sequence[Line]) -> str:
 
 
 def print_report(lines: Sequence[Line]) -> None:
-    """On standard output."""
+    """On standard output. Commands for this machine are as a shell here understands them."""
+    program = "hearthlink" if shutil.which("hearthlink") else shlex.join(own_command())
+    here = [line if line.where.startswith("on ") else replace(line, mend=pasted(line.mend, program)) for line in lines]
     width = max(_NARROWEST, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
-    print(printable(as_text(lines, width)), flush=True)
+    print(printable(as_text(here, width)), flush=True)
+
+
+def pasted(mend: str, program: str) -> str:
+    """``mend`` with ``program`` in the place of ``hearthlink``, where that is a command."""
+    return _OWN_COMMAND.sub(lambda found: f"{found[1]}{program} ", mend)
 
 
 def _rows(line: Line, width: int | None) -> Iterator[str]:

@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 RUNTIME = Group("runtime")
 _SECONDS = 9.0
 _LOOK_SECONDS = 2.5
-# How each server is told to listen on loopback only. Others have a flag of their own.
-_LOOPBACK_ONLY = {
+# How each server is started on loopback only.
+_STARTS = {
     "Ollama": "OLLAMA_HOST=127.0.0.1 ollama serve",
     "LM Studio": "lms server start --bind 127.0.0.1",
-    "llama.cpp": "llama-server --host 127.0.0.1",
-    "vLLM": "vllm serve --host 127.0.0.1",
-    "SGLang": "python -m sglang.launch_server --host 127.0.0.1",
 }
+# Those that are started with a model and more, which only their owner knows, and listen as this says.
+_WITH_FLAG, _FLAG = ("llama.cpp", "vLLM", "SGLang"), "--host 127.0.0.1"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -73,8 +72,11 @@ def _told(health: Mapping[str, Any], machine: Machine) -> Line:
 
 
 def _how(name: str, machine: Machine) -> str:
-    """Start the server, or mend the settings that name the model."""
-    return _LOOPBACK_ONLY.get(name) or ("hearthlink config check" if name == "embedded" else machine.edit)
+    """Start the server or ask it, or mend the settings that name the model."""
+    if name == "embedded":
+        return "hearthlink config check"
+    url = machine.settings.node.runtime.url
+    return _STARTS.get(name) or (f"curl -m 3 {url}" if url is not None else machine.edit)
 
 
 async def _url(machine: Machine) -> str | None:
@@ -140,7 +142,7 @@ def _server(found: tuple[str, RuntimeStatus], url: str) -> Line:
         return RUNTIME.ok("model", f"The runtime at {url} ({name}) has {status.default_model}, {status.slots} at once.")
     if status.state in ("starting", "loading"):
         return RUNTIME.warning("model", status.reason, "hearthlink doctor", "soon")
-    return RUNTIME.broken("model", status.reason, _LOOPBACK_ONLY.get(name, f"curl {url}"))
+    return RUNTIME.broken("model", status.reason, _STARTS.get(name, f"curl {url}"))
 
 
 async def remote(machine: Machine) -> Sequence[Line]:
@@ -192,8 +194,12 @@ async def exposed(machine: Machine) -> Sequence[Line]:
         f"The runtime answers at {', '.join(f'{address} ({addresses[address]})' for address in reached)}, port {port}:"
         " whoever reaches that address uses it without any token. Have it listen on 127.0.0.1 only."
     )
+    if name in _STARTS:
+        return [RUNTIME.broken("exposed", text, _STARTS[name], "stop it, then")]
+    if name in _WITH_FLAG:
+        return [RUNTIME.broken("exposed", text, _FLAG, "start it again with")]
     firewall = f"sudo ufw deny in on {addresses[reached[0]]} to any port {port} proto tcp"
-    return [RUNTIME.broken("exposed", text, _LOOPBACK_ONLY.get(name, firewall))]
+    return [RUNTIME.broken("exposed", text, firewall)]
 
 
 def _port(url: SplitResult) -> int:

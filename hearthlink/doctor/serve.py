@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shlex import quote
 
 from hearthlink.doctor.machine import Machine
 from hearthlink.doctor.probes import Probe
@@ -31,11 +32,8 @@ async def serve(machine: Machine) -> Sequence[Line]:
     if not ours:
         text = "Tailscale Serve does not lead to this edge: nobody calls it by its name in the tailnet."
         return [TAILNET.absent("serve", text, "hearthlink setup tailnet")]
-    if funnelled := [place.host for place in ours if place.funnel]:
-        text = (
-            f"{', '.join(funnelled)} is open to the whole internet by Funnel: the edge refuses all who come that way."
-        )
-        return [TAILNET.broken("serve", text, f"sudo tailscale funnel --https={ours[0].host.rpartition(':')[2]} off")]
+    if funnelled := [place for place in ours if place.funnel]:
+        return [_funnelled(place) for place in funnelled]
     hosts = ", ".join(place.host for place in ours)
     listens = await _listens_at(machine)
     if listens is not None and listens not in {place.target for place in ours}:
@@ -44,6 +42,13 @@ async def serve(machine: Machine) -> Sequence[Line]:
             return [TAILNET.broken("serve", text, "hearthlink setup tailnet")]
         return [TAILNET.broken("serve", f"{text} Its log says why.", "hearthlink edge", "stop it, then")]
     return [TAILNET.ok("serve", f"Tailscale Serve leads {hosts} to this edge.")]
+
+
+def _funnelled(place: _Place) -> Line:
+    text = f"{place.host} is open to the whole internet by Funnel: the edge refuses all who come that way."
+    # `tailscale funnel off` would take away all that is served at this port. To serve the same again closes it alone.
+    again = f"sudo tailscale serve --bg --https={place.host.rpartition(':')[2]} {quote(place.target)}"
+    return TAILNET.broken("serve", text, again)
 
 
 @dataclass(frozen=True, slots=True)

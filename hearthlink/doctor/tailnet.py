@@ -215,7 +215,7 @@ def _by(ping: Ping, name: str) -> Line:
         )
     text = (
         f"The path to {name} is relayed (DERP region {ping.region}){took}: UDP does not get through between the two, so"
-        " every word takes a detour. Let UDP port 41641 in on one side."
+        " every word takes a detour. Let UDP out on both machines, and in at port 41641 on one."
     )
     return TAILNET.warning("path", text, "sudo ufw allow 41641/udp", f"on {name}, or on this machine")
 

@@ -62,7 +62,7 @@ def tailnet(
         print_json(asdict(served))
         return
     print(served.url)
-    for line in _next_steps(served):
+    for line in _next_steps(served, _again(settings, config, "--off")):
         say(line)
 
 
@@ -75,30 +75,29 @@ async def _asking(settings: Settings, config: Path | None, work: Callable[[Local
         async with LocalClient(settings.tailscale.socket) as client:
             return await work(client)
     except NotAllowed as error:
-        raise Failure(f"{error}\nAs root: {_as_root(settings, config)}") from None
+        raise Failure(f"{error}\nAs root: {_again(settings, config)}") from None
     except (Unreachable, NotAnswering, NotRunning) as error:
         raise Failure(str(error), Status.UNAVAILABLE) from None
     except TailscaleError as error:
         raise Failure(str(error)) from None
 
 
-def _as_root(settings: Settings, config: Path | None) -> str:
-    """This command for root, whose own state folder, settings and environment are others. Secrets are left out: this
-    command reads none."""
+def _again(settings: Settings, config: Path | None, *more: str) -> str:
+    """This command once more, for root, whose own state folder, settings and environment are others. Secrets are left
+    out: this command reads none."""
     from shared.settings_sources import find_file
 
-    program, *arguments = sys.argv
-    run = [program] if os.access(program, os.X_OK) else [sys.executable, "-m", "hearthlink"]
+    run = [*options.own_command(), *sys.argv[1:]]
     file = find_file(config, os.environ)
     named = ["--config", str(file.absolute())] if file is not None and config is None else []
     rows = [(str(value), origin.removeprefix("env ")) for _, value, origin in settings.dump()]
     secret = {name for value, name in rows if "***" in value}
     names = sorted({name for _, name in rows if name in os.environ} - secret - {"HEARTHLINK_STATE", "STATE_DIRECTORY"})
     environment = [f"{name}={os.environ[name]}" for name in ("TS_SOCKET", *names) if os.environ.get(name)]
-    return shlex.join(["sudo", f"HEARTHLINK_STATE={settings.state}", *environment, *run, *arguments, *named])
+    return shlex.join(["sudo", f"HEARTHLINK_STATE={settings.state}", *environment, *run, *named, *more])
 
 
-def _next_steps(served: Served) -> list[str]:
+def _next_steps(served: Served, undo: str) -> list[str]:
     lines = [f"The edge is served to the tailnet at {served.url}" + ("" if served.changed else ", as it was before.")]
     lines += [f"{url} does not lead to it any more." for url in served.removed]
     if served.https:
@@ -107,11 +106,13 @@ def _next_steps(served: Served) -> list[str]:
         lines.append(
             "It is plain HTTP, which the tailnet itself encrypts, since this machine is given no certificate. Tailscale"
             " gives them once HTTPS certificates are turned on among the tailnet's DNS settings; then run this again."
+            " headscale gives none."
         )
     return [
         *lines,
         *served.warnings,
-        "Who may use it is said in the policy of the tailnet. A grant for everybody in it, with the plan member:",
+        "Who may use it is said in the policy of the tailnet; others are told that they lack a grant. This one lets in"
+        " everybody, with the plan member:",
         f"  {dumps(served.grant)}",
-        "Undo this: hearthlink setup tailnet --off",
+        f"Undo this: {undo}",
     ]

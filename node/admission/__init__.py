@@ -51,7 +51,10 @@ class Admission:
         token = token.strip()
         known = [hmac.compare_digest(token, mine) for mine in self._tokens]
         if scheme.lower() != b"bearer" or not any(known):
-            text = "The node token does not match. Give the edge (edge.upstreams.NAME.token) one of node.tokens."
+            text = (
+                "The node token does not match. Give the edge (edge.upstreams.NAME.token) one of node.tokens, or where"
+                " there are none what the node's file node-token holds."
+            )
             raise self.refusal(scope, "invalid_token", text, name)
 
     async def admit_machine(self, scope: Scope, needs: Role = "infer") -> None:

@@ -24,6 +24,9 @@ from shared.link.streams import Reply
 
 # Seconds, all from design §3.4 and §3.8.
 PING_AFTER = 5.0
+# The same while answers are waited for: 2 to 3 s until the PING, 3 s until the link is suspect and 1 s until somebody
+# looks leave room within the 10 s in which another node is asked (design §4).
+PING_WAITING_AFTER = 2.0
 SUSPECT_AFTER = 3.0
 LOST_AFTER = 12.0
 HELLO_WITHIN = 5.0
@@ -87,7 +90,7 @@ class Session:
         self._outbox = Outbox()
         self._replies: dict[int, Reply] = {}
         self._answers = Answers(self._send_content)
-        self._stops: dict[tuple[str, str], asyncio.Future[bool]] = {}
+        self._stops: dict[tuple[str, str], asyncio.Future[bool | None]] = {}
         self._last_stream = 0
         self._retired = False
         self._watching: asyncio.Task[LinkClosed] | None = None
@@ -113,8 +116,9 @@ class Session:
             self._ping(now)
         return reply
 
-    async def stop(self, chat_id: str, principal: str) -> bool:
-        """Ask the node to end a chat early; True when it ran there and belongs to ``principal``. Waits 2 s at most."""
+    async def stop(self, chat_id: str, principal: str) -> bool | None:
+        """Ask the node to end a chat early; True when it ran there and belongs to ``principal``, None when there is no
+        answer. Waits 2 s at most."""
         key = (chat_id, principal)
         waiter = self._stops.setdefault(key, self._loop.create_future())
         self._send_control(frames.pack_json(0, Kind.STOP, {"chat_id": chat_id, "principal": principal}))
@@ -122,7 +126,7 @@ class Session:
             async with asyncio.timeout(2):
                 return await asyncio.shield(waiter)
         except TimeoutError:
-            return False
+            return None
         finally:
             self._stops.pop(key, None)
 
@@ -202,7 +206,7 @@ class Session:
         self._replies.clear()
         for waiter in self._stops.values():
             if not waiter.done():
-                waiter.set_result(False)
+                waiter.set_result(None)
         await self._answers.abandon()
         try:
             async with asyncio.timeout(1):
@@ -322,7 +326,7 @@ class Session:
                 return LinkClosed("a newer link has taken over")
             if silent > LOST_AFTER:
                 return LinkClosed(f"silent for {silent:.0f} s")
-            if silent >= PING_AFTER and self._pinged_at is None:
+            if silent >= (PING_WAITING_AFTER if self._replies else PING_AFTER) and self._pinged_at is None:
                 self._ping(now)
 
     def _ping(self, now: float) -> None:

@@ -61,6 +61,8 @@ class Reply:
         elif kind == Kind.HEAD:
             if self.has_head:
                 raise FrameError("a second HEAD")
+            if self.closed:  # it was given up, and another node is asked already: nothing of it may be read any more
+                return True
             headers = frames.read_json(payload).get("headers")
             self.has_head = True
             self.headers = {str(k): str(v) for k, v in headers.items()} if isinstance(headers, dict) else {}

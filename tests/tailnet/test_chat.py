@@ -31,6 +31,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 _WORDS = 160
 _PAUSE = 0.05
 _SOON = 30.0
+# Seconds in which the next request is answered after a change: the product's promise.
+_PROMISED = 10.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,14 @@ class Reading:
         assert (self.finished, self.errors) == (True, []), self
         return self.text
 
+    async def ended(self) -> None:
+        """Wait until it is whole, or has ended in the error for an answer that lost its node."""
+        assert self.task is not None
+        async with asyncio.timeout(_SOON):
+            await self.task
+        codes = [error["code"] for error in self.errors]
+        assert (self.finished, codes) in ((True, []), (False, ["upstream_incomplete"])), self
+
 
 class Caller:
     """A program on the phone that calls the edge at its public address, with a key."""
@@ -128,6 +138,22 @@ class Caller:
         ):
             assert response.status == 200, await response.text()
             return await response.json()
+
+    async def answered(self, seconds: float) -> None:
+        """Ask, again where the edge says that it cannot reach the node yet, until there is an answer."""
+        body = question("It's raining and I have two kids with me.", stream=False)
+        said: object = None
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    async with self._client.post(f"{self._url}/v1/chat", json=body, headers=self._headers) as response:
+                        said = (response.status, await response.text())
+                        if response.status == 200:
+                            return
+                        assert response.status == 503, said
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise AssertionError(f"not answered within {seconds} s: {said}") from None
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Reading]:
@@ -252,3 +278,21 @@ async def test_an_answer_under_way_survives_tailscaled(
         assert reading.words < _WORDS, "it ran while tailscaled was away"
         assert await reading.whole() == text(_WORDS)
         assert len(slow.chats) == 1
+
+
+@pytest.mark.parametrize("side", ["edge", "gpu"])
+async def test_the_next_request_is_answered_after_a_new_login(
+    members: Members, slow: RuntimeOn, tmp_path: Path, side: str
+) -> None:
+    """A machine has other addresses then. The answer under way lies between the old ones, so that it cannot go on: if
+    it was not over before, it ends in an error that says so, and is never left hanging."""
+    member: Member = getattr(members, side)
+    async with served(members, tmp_path, runtime=slow.settings) as (caller, _), caller.reading() as reading:
+        await reading.reached(5)
+        slow.script = normal(3)
+        old = await member.address()
+        await member.login_anew()
+        assert await member.address() != old
+        await caller.answered(_PROMISED)
+        await reading.ended()
+        assert text(_WORDS).startswith(reading.text), "no word before the end was lost or said twice"

@@ -116,9 +116,9 @@ async def test_a_node_that_was_stopped(members: Members, tmp_path: Path) -> None
         await until(edge, "app_not_listening")
         at_edge, at_node = await asyncio.gather(edge.doctor(), node.doctor())
     line = assert_broken_by(at_edge, "nothing listens on its port 8001")
-    assert (line["mend"], line["where"]) == ("hearthlink node", "on gpu")
+    assert (line["mend"], line["where"]) == ("hearthlink node --listen tailnet", "on gpu")
     mine = at_node.line("node", "process")
-    assert (at_node.status, mine["state"], mine["mend"]) == (2, "broken", "hearthlink node"), at_node
+    assert (at_node.status, mine["state"], mine["mend"]) == (2, "broken", "hearthlink node --listen tailnet"), at_node
 
 
 async def test_a_policy_that_closes_the_port(tailnet: Tailnet, members: Members, tmp_path: Path) -> None:

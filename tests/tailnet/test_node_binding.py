@@ -26,6 +26,7 @@ from tests.tailnet.member import Member
 from tests.tailnet.namespaces import Namespace
 from tests.tailnet.runtime_on import RuntimeOn
 from tests.tailnet.tailnet import Tailnet
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -131,7 +132,9 @@ async def _connect(machine: Namespace, address: str, seconds: float = _ATTEMPT) 
 
 
 @asynccontextmanager
-async def _reading(caller: Member, address: str) -> AsyncIterator[asyncio.Task[str]]:
+async def _reading(
+    caller: Namespace, address: str, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[asyncio.Task[str]]:
     """An answer that ``caller`` reads from the node, begun when the block is; the task gives its text."""
     body = {"messages": [{"role": "user", "content": "Where to?"}], "stream": True}
     headers = {"Authorization": f"Bearer {NODE_TOKEN}"}
@@ -139,8 +142,11 @@ async def _reading(caller: Member, address: str) -> AsyncIterator[asyncio.Task[s
 
     async def read() -> str:
         said = ""
-        url = f"http://{address}:8001/v1/chat/completions"
-        async with caller.machine.client() as client, client.post(url, json=body, headers=headers) as response:
+        url = f"{'https' if tls else 'http'}://{address}:8001/v1/chat/completions"
+        async with (
+            caller.client() as client,
+            client.post(url, json=body, headers=headers, ssl=tls or True) as response,
+        ):
             assert response.status == 200, await response.text()
             async for line in response.content:
                 if line.startswith(b"data: {"):
@@ -148,7 +154,6 @@ async def _reading(caller: Member, address: str) -> AsyncIterator[asyncio.Task[s
                     begun.set()
         return said
 
-    await _answered(caller, address, _SOON)
     reading = asyncio.create_task(read())
     try:
         async with asyncio.timeout(_SOON):
@@ -198,7 +203,8 @@ async def test_a_neighbour_that_routes_here_gets_nothing(tailnet: Tailnet, gpu: 
 
 async def test_an_answer_goes_on_across_down_and_up(edge: Member, gpu: Member, node: Deployed) -> None:
     address = await gpu.address()
-    async with _reading(edge, address) as reading:
+    await _answered(edge, address, _SOON)
+    async with _reading(edge.machine, address) as reading:
         await gpu.down()
         await _reason(node, "Tailscale is stopped")
         await gpu.up()
@@ -225,7 +231,8 @@ async def test_an_answer_goes_on_when_tailscaled_is_killed_and_started_again(
     edge: Member, gpu: Member, node: Deployed
 ) -> None:
     address = await gpu.address()
-    async with _reading(edge, address) as reading:
+    await _answered(edge, address, _SOON)
+    async with _reading(edge.machine, address) as reading:
         await gpu.kill()
         said = await _reason(node, str(gpu.socket))
         assert said["tailnet"]["state"] is None
@@ -302,6 +309,34 @@ async def test_an_interface_that_is_not_tailscales_wants_certificates(
             await gpu.machine.call("ip", "address", "del", f"{moved}/24", "dev", "eth0")
         await node.logged(f"node listens no more on https://{moved}:8001", _PROMISED)
         assert await _connect(neighbour, gpu.machine.address) == 0
+
+
+async def test_answers_go_on_while_their_interface_changes_its_addresses(
+    tailnet: Tailnet, gpu: Member, runtime: RuntimeOn, tmp_path: Path
+) -> None:
+    """Of two addresses one goes and comes back, and the node leaves its socket there and makes another. The answer at
+    the other address notices nothing; the answer at this one waits for the address and loses no word."""
+    authority = Authority(tmp_path)
+    paths = {name: str(path) for name, path in authority.issue("node").model_dump().items()}
+    context = client_context(authority.issue("edge"))
+    neighbour = await tailnet.bridge.machine()
+    stays, moves = gpu.machine.address, "10.99.0.78"
+    change = ("ip", "address"), (f"{moves}/24", "dev", "eth0")
+    async with node_on(gpu, tmp_path, listen="interface:eth0", tls=paths, runtime=runtime.settings) as node:
+        await gpu.machine.call(*change[0], "add", *change[1])
+        try:
+            await node.logged(f"node listens on https://{moves}:8001", _PROMISED)
+            async with _reading(neighbour, stays, context) as one, _reading(neighbour, moves, context) as other:
+                await gpu.machine.call(*change[0], "del", *change[1])
+                await node.logged(f"node listens no more on https://{moves}:8001", _PROMISED)
+                assert not one.done() and not other.done()
+                await gpu.machine.call(*change[0], "add", *change[1])
+                again = f"node listens on https://{moves}:8001"
+                await wait_until(lambda: node.log_text().count(again) == 2, _PROMISED, what=node.log_text)
+                async with asyncio.timeout(_SOON):
+                    assert [await one, await other] == [text(_WORDS), text(_WORDS)]
+        finally:
+            await gpu.machine.call(*change[0], "del", *change[1])
 
 
 async def test_it_is_called_through_userspace_networking(tailnet: Tailnet, edge: Member, tmp_path: Path) -> None:

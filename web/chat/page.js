@@ -11,8 +11,8 @@ import { createTranscript, followScroll, wordsFor } from './transcript.js'
 
 const TOY = 'demo' // models/demo.gguf, as the edge calls it
 const PATIENCE = 5 // seconds; longer waits are for the person to decide
-// Milliseconds: for other tabs to offer their token, between two words on the pace, for an answer in one piece.
-const [OTHER_TABS, PACE, TOTAL] = [60, 250, 900_000]
+// Milliseconds: for other tabs to offer their token, between two words on the pace, for an answer in one piece, of a dead stream.
+const [OTHER_TABS, PACE, TOTAL, IDLE] = [60, 250, 900_000, 25_000]
 
 let known // what the edge offers
 let models = []
@@ -22,7 +22,7 @@ const door = createDoor()
 const client = createClient({
   fetch: door.fetch,
   defaults: { clientId: 'hearthlink-page' },
-  timeouts: { total: TOTAL },
+  timeouts: { total: TOTAL, idle: IDLE },
   retry: { maxRetryAfter: PATIENCE },
   onEvent({ type, delay, error }) {
     if (type !== 'retry' || (known && !talk.busy())) return
