@@ -78,7 +78,9 @@ def _targets(machine: Machine) -> set[str]:
 
 
 def _unix(machine: Machine) -> str:
-    return f"unix:{machine.state / 'serve.sock'}"
+    from edge.serve_listener import SOCKET
+
+    return f"unix:{machine.state / SOCKET}"
 
 
 async def _listens_at(machine: Machine) -> str | None:

@@ -3,6 +3,7 @@ are left out, which one line at the end of the run says; in continuous integrati
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ import pytest_asyncio
 
 from tests.tailnet import binaries
 from tests.tailnet.requirements import missing
-from tests.tailnet.tailnet import Tailnet, running_tailnet
+from tests.tailnet.tailnet import PERSON, Members, Tailnet, running_tailnet
 
 _LEFT_OUT = pytest.StashKey[str]()
 
@@ -53,3 +54,15 @@ async def tailnet(request: pytest.FixtureRequest) -> AsyncIterator[Tailnet]:
 
 def _wants_tailnet(item: pytest.Item) -> bool:
     return "tailnet" in getattr(item, "fixturenames", ())
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def members(tailnet: Tailnet) -> Members:
+    """An edge, a machine with a GPU and a person's phone, shared by the tests of a module that needs no others."""
+    return Members(
+        *await asyncio.gather(
+            tailnet.member("edge", tags=["tag:edge"]),
+            tailnet.member("gpu", tags=["tag:gpu"]),
+            tailnet.member("phone", user=PERSON),
+        )
+    )

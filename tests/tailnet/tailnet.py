@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,15 @@ class Tailnet:
         await member.start()
         await member.login()
         return member
+
+
+@dataclass(frozen=True)
+class Members:
+    """What most tests need."""
+
+    edge: Member
+    gpu: Member
+    phone: Member
 
 
 @asynccontextmanager

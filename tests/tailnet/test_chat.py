@@ -22,7 +22,7 @@ from tests.pair import question
 from tests.tailnet.deployed import Deployed, edge_on, node_on
 from tests.tailnet.member import Member
 from tests.tailnet.runtime_on import RuntimeOn
-from tests.tailnet.tailnet import PERSON, Tailnet
+from tests.tailnet.tailnet import Members
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -33,24 +33,6 @@ _PAUSE = 0.05
 _SOON = 30.0
 # Seconds in which the next request is answered after a change: the product's promise.
 _PROMISED = 10.0
-
-
-@dataclass(frozen=True)
-class Members:
-    edge: Member
-    gpu: Member
-    phone: Member
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def members(tailnet: Tailnet) -> Members:
-    return Members(
-        *await asyncio.gather(
-            tailnet.member("edge", tags=["tag:edge"]),
-            tailnet.member("gpu", tags=["tag:gpu"]),
-            tailnet.member("phone", user=PERSON),
-        )
-    )
 
 
 @pytest_asyncio.fixture(loop_scope="module")

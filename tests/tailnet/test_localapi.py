@@ -9,10 +9,8 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 
 import pytest
-import pytest_asyncio
 
 from shared.tailscale import serve
 from shared.tailscale.client import LocalClient
@@ -31,31 +29,13 @@ from shared.tailscale.tailnet import Tailnet as Watcher
 from shared.tailscale.view import View
 from tests.processes import ROOT
 from tests.tailnet.member import Member
-from tests.tailnet.tailnet import CAPABILITY, PERSON, Tailnet, policy
+from tests.tailnet.tailnet import CAPABILITY, PERSON, Members, Tailnet, policy
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 # Seconds for what the control server must first tell others.
 _SOON = 30.0
 _NOBODY = 65534  # a user without rights, on every Linux
-
-
-@dataclass(frozen=True)
-class Members:
-    edge: Member
-    gpu: Member
-    phone: Member
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def members(tailnet: Tailnet) -> Members:
-    return Members(
-        *await asyncio.gather(
-            tailnet.member("edge", tags=["tag:edge"]),
-            tailnet.member("gpu", tags=["tag:gpu"]),
-            tailnet.member("phone", user=PERSON),
-        )
-    )
 
 
 @asynccontextmanager
