@@ -1,5 +1,5 @@
-"""Where Tailscale Serve was told to lead to this edge, kept in the state folder: settings change, and what was put
-there under the old ones has to be found again."""
+"""Where Tailscale Serve leads to this edge: read from its configuration, and kept in the state folder, as settings
+change and what was put there under the old ones has to be found again. Imported when it is used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from edge.serve_listener import SOCKET
+from shared.settings import Settings
 from shared.state import StateDir
+from shared.tailscale.reading import mapping, text
+from shared.tailscale.serve import Config
 
 _FILE = "served.json"
 _LARGEST = 64 * 1024  # bytes; far above what is written here
@@ -22,6 +26,35 @@ class Place(NamedTuple):
     name: str
     port: int
     target: str
+
+    @property
+    def host(self) -> str:
+        return f"{self.name}:{self.port}"
+
+
+def target_of(settings: Settings) -> str:
+    """What the setting ``edge.serve`` stands for, as Serve's configuration has it."""
+    setting = settings.edge.serve
+    return unix_target(settings) if setting in ("auto", "off", "unix") else f"http://{setting}"
+
+
+def unix_target(settings: Settings) -> str:
+    return f"unix:{settings.state / SOCKET}"
+
+
+def led_here(config: Config, settings: Settings) -> list[Place]:
+    """Everything in Serve's ``config`` that leads to this edge: to what the setting stands for, or to its socket, which
+    is nobody else's; and what was put there last, which may have been another port of loopback, under whatever name."""
+    targets, last = {target_of(settings), unix_target(settings)}, recall(settings.state)
+    found: list[Place] = []
+    for host, web in mapping(config.get("Web")).items():
+        name, _, port = host.rpartition(":")
+        target = text(mapping(mapping(mapping(web).get("Handlers")).get("/")).get("Proxy"))
+        if not port.isdigit():
+            continue
+        if target in targets or (last is not None and (last.port, last.target) == (int(port), target)):
+            found.append(Place(name, int(port), target))
+    return found
 
 
 def remember(state: Path, place: Place) -> None:

@@ -14,14 +14,14 @@ from typing import Any
 import httpx2
 
 from edge.doors.grants import example
-from edge.serve_listener import SOCKET, UNIX_SINCE
+from edge.serve_listener import UNIX_SINCE
 from hearthlink.output import Failure, Status
-from hearthlink.setup.places import Place, forget, recall, remember
+from hearthlink.setup.places import Place, forget, led_here, remember, target_of
 from shared.settings import Settings
 from shared.state import StateError
 from shared.tailscale import serve
 from shared.tailscale.client import LocalClient
-from shared.tailscale.reading import mapping, text
+from shared.tailscale.reading import mapping
 from shared.tailscale.serve import Config
 from shared.tailscale.status import Status as TailnetStatus
 
@@ -71,7 +71,7 @@ async def add(client: LocalClient, settings: Settings, port: int | None) -> Serv
 
     def change(config: Config) -> Config:
         left.clear()
-        for old in _ours(config, settings):
+        for old in led_here(config, settings):
             # Of another time: before there were certificates, with another port, name or edge.serve.
             was_https = _is_https(config, old.port)
             if (old, was_https) != (place, https):
@@ -99,7 +99,7 @@ async def remove(client: LocalClient, settings: Settings) -> list[str]:
     taken: list[str] = []
 
     def change(config: Config) -> Config:
-        places = _ours(config, settings)
+        places = led_here(config, settings)
         taken[:] = [_url(place, https=_is_https(config, place.port)) for place in places]
         for place in places:
             config = serve.without_proxy(config, *place)
@@ -124,21 +124,6 @@ async def _edit(client: LocalClient, change: Callable[[Config], Config]) -> bool
     return changed
 
 
-def _ours(config: Config, settings: Settings) -> list[Place]:
-    """Everything there that leads to this edge: to what the setting stands for, or to its socket, which is nobody
-    else's; and what was put there last, which may have been another port of loopback, under whatever name."""
-    targets, last = {_written(settings), _socket(settings)}, recall(settings.state)
-    found: list[Place] = []
-    for host, web in mapping(config.get("Web")).items():
-        name, _, port = host.rpartition(":")
-        target = text(mapping(mapping(mapping(web).get("Handlers")).get("/")).get("Proxy"))
-        if not port.isdigit():
-            continue
-        if target in targets or (last is not None and (last.port, last.target) == (int(port), target)):
-            found.append(Place(name, int(port), target))
-    return found
-
-
 def _remembered(settings: Settings, place: Place) -> list[str]:
     """Keep ``place`` for the next time; a warning where that fails."""
     try:
@@ -160,22 +145,12 @@ def _target(settings: Settings, capability_version: int) -> str:
         raise Failure(
             'edge.serve is "off", so the edge does not listen for Tailscale Serve. Set it to "unix" and restart it.'
         )
-    target = _written(settings)
+    target = target_of(settings)
     if settings.edge.serve == "auto" and sys.platform != "linux":
         raise Failure(f"By itself an edge listens for Tailscale Serve on Linux only. {_ON_A_PORT}")
     if target.startswith(_UNIX) and 0 < capability_version < UNIX_SINCE:
         raise Failure(f"This tailscaled is older than 1.94 and serves no unix sockets. Update it. Or: {_ON_A_PORT}")
     return target
-
-
-def _written(settings: Settings) -> str:
-    """What the setting stands for, as the configuration has it."""
-    setting = settings.edge.serve
-    return _socket(settings) if setting in ("auto", "off", "unix") else f"http://{setting}"
-
-
-def _socket(settings: Settings) -> str:
-    return f"{_UNIX}{settings.state / SOCKET}"
 
 
 async def _check_edge(target: str) -> None:
