@@ -1,13 +1,13 @@
 """``python -m bench``: start everything, measure, print one table.
 
-    python -m bench                        all sections, about eight minutes
-    python -m bench --quick                less of everything, about two minutes
+    python -m bench                        all sections, about ten minutes
+    python -m bench --quick                less of everything, about three minutes
     python -m bench --only events,json     some sections
     python -m bench --litellm VENV         LiteLLM from that virtual environment beside it
     python -m bench --save                 append the table to bench/results.md
 
 Everything runs on loopback, or in network namespaces that nothing leaves, and ends with the run. Linux, and nginx
-installed; the section `tunnel` needs root and Go besides.
+and redis-server installed; the section `tunnel` needs root and Go besides.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ SECTIONS: Mapping[str, Callable[[Bench], list[Figure]]] = MappingProxyType(
         "tunnel": tunnel.tunnel,
     }
 )
-_TARGETS = ("nginx", "hearthlink", "litellm")
+_TARGETS = ("nginx", "hearthlink", "redis", "litellm")
 # Sections that start what they measure themselves.
 _ALONE = frozenset({"start", "speed", "tunnel"})
+# Sections that measure the pair on either store.
+_WITH_REDIS = frozenset({"json", "refused", "first"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,6 +96,9 @@ def _start_targets(bench: Bench, stack: ExitStack, options: argparse.Namespace) 
     if "hearthlink" in options.targets:
         pair = targets.hearthlink_pair(bench.folder, bench.cpus, f"http://127.0.0.1:{port}")
         bench.targets["hearthlink"] = stack.enter_context(pair)
+    if "redis" in options.targets and _WITH_REDIS & set(options.only):
+        pair = targets.redis_pair(bench.folder / "redis", bench.cpus, f"http://127.0.0.1:{port}")
+        bench.targets["redis"] = stack.enter_context(pair)
     if options.litellm is not None:
         proxy = targets.litellm(bench.folder, bench.cpus, port, options.litellm)
         bench.targets["litellm"] = stack.enter_context(proxy)
@@ -105,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     names = ",".join(SECTIONS)
     parser.add_argument("--only", type=_names(SECTIONS), default=list(SECTIONS), help=f"sections: {names}")
-    parser.add_argument("--targets", type=_names(_TARGETS), default=list(_TARGETS), help="nginx,hearthlink")
+    parser.add_argument("--targets", type=_names(_TARGETS), default=list(_TARGETS), help="nginx,hearthlink,redis")
     parser.add_argument("--quick", action="store_true", help="measure less of everything")
     parser.add_argument("--litellm", type=Path, metavar="VENV", help="virtual environment with litellm[proxy]")
     parser.add_argument("--save", action="store_true", help="append to bench/results.md")

@@ -110,16 +110,23 @@ class Process:
 
     def wait_ready(self, url: str, seconds: float = 30.0) -> float:
         """Poll ``url`` until it answers 200; seconds since the process was started. Raises BenchError."""
+        return self._wait(lambda: _answers(url, self.place), url, seconds)
+
+    def wait_listening(self, port: int, seconds: float = 30.0) -> float:
+        """As ``wait_ready``, until ``port`` of loopback takes connections: for what does not speak HTTP."""
+        return self._wait(lambda: _listens(port), f"port {port}", seconds)
+
+    def _wait(self, look: Callable[[], tuple[bool, str]], where: str, seconds: float) -> float:
         deadline = time.monotonic() + seconds
         state = "no answer yet"
         while time.monotonic() < deadline:
             if (code := self._child.poll()) is not None:
                 raise BenchError(f"{self.name} ended with code {code} before it was ready.\n{self.tail()}")
-            ready, state = _answers(url, self.place)
+            ready, state = look()
             if ready:
                 return time.perf_counter() - self.started_at
             time.sleep(_POLL_SECONDS)
-        raise BenchError(f"{self.name} was not ready at {url} after {seconds:.0f} s ({state}).\n{self.tail()}")
+        raise BenchError(f"{self.name} was not ready at {where} after {seconds:.0f} s ({state}).\n{self.tail()}")
 
     def tail(self, lines: int = 15) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
@@ -159,6 +166,14 @@ def _answers(url: str, place: Place) -> tuple[bool, str]:
         return False, str(error)
     finally:
         connection.close()
+
+
+def _listens(port: int) -> tuple[bool, str]:
+    try:
+        socket.create_connection(("127.0.0.1", port), _ANSWER_SECONDS).close()
+        return True, ""
+    except OSError as error:
+        return False, str(error)
 
 
 def free_port() -> int:

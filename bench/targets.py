@@ -1,8 +1,11 @@
-"""What is measured, each started whole: nothing in between, two nginx hops, the Hearthlink pair, LiteLLM."""
+"""What is measured, each started whole: nothing in between, two nginx hops, Hearthlink on either store, LiteLLM."""
 
 from __future__ import annotations
 
+import asyncio
 import getpass
+import http.client
+import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.processes import HERE, BenchError, Cpus, Place, Process, free_port
-from edge.store import keys
-from edge.store.database import open_for_admin
+from edge.store.opening import admin_from
+from shared.settings import load_settings
 from shared.state import StateDir
 
 CHAT = "/v1/chat/completions"
 UPSTREAM = "upstream"
+
+# Servers are in places that are not on everybody's path.
+_PATH = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin"
 
 _NGINX = """\
 user {user};
@@ -80,6 +86,10 @@ scopes = ["chat"]
 
 [edge]
 requests_per_minute_per_ip = 1000000
+connections_per_ip = 1000000
+max_streams = 4096
+allowed_origins = ["http://bench.test"]
+token_lifetime = "6h"
 
 [node]
 slots = 4096
@@ -94,9 +104,8 @@ class Target:
     url: str
     headers: dict[str, str] = field(default_factory=dict)
     processes: dict[str, Process] = field(default_factory=dict)
-    # Credentials for requests that must be refused: over the rate, and not known.
-    limited: dict[str, str] | None = None
-    unknown: dict[str, str] | None = None
+    # By status, the headers of a request that must be refused with it.
+    refused: Mapping[int, dict[str, str]] = field(default_factory=dict)
     # Where the generator runs; process ids of daemons in the way, by name, and of the upstream if it has its own.
     place: Place = HERE
     daemons: dict[str, int] = field(default_factory=dict)
@@ -132,7 +141,7 @@ def nginx_pair(folder: Path, cpus: Cpus, upstream_port: int) -> Iterator[Target]
 
 @contextmanager
 def _nginx(name: str, folder: Path, cpus: Cpus, upstream_port: int) -> Iterator[tuple[Process, int]]:
-    binary = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
+    binary = shutil.which("nginx", path=_PATH)
     if binary is None:
         raise BenchError("nginx is not installed. On Debian: apt-get install -y nginx-light")
     port = free_port()
@@ -186,22 +195,66 @@ class Pair:
 
     def key(self, plan: str) -> dict[str, str]:
         """The Authorization header of a new API key with ``plan``."""
-        state = StateDir(self.folder / "state")
-        with closing(open_for_admin(state.database)) as connection:
-            return {"Authorization": f"Bearer {keys.create(connection, plan, plan, ['chat'])}"}
+        return asyncio.run(self._create_key(plan))
+
+    async def _create_key(self, plan: str) -> dict[str, str]:
+        settings = load_settings(environ=self.environment)
+        async with admin_from(settings, StateDir(settings.state)) as admin:
+            _, text = await admin.create_key(plan, plan, ["chat"])
+        return {"Authorization": f"Bearer {text}"}
+
+    def page_token(self) -> dict[str, str]:
+        """The Authorization header of a token that a page was given, from the edge that runs."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.edge_port, timeout=10)
+        with closing(connection):
+            connection.request(
+                "POST", "/v1/token", b"{}", {"Content-Type": "application/json", "Origin": "http://bench.test"}
+            )
+            return {"Authorization": f"Bearer {json.load(connection.getresponse())['token']}"}
 
 
 @contextmanager
 def hearthlink_pair(folder: Path, cpus: Cpus, runtime_url: str) -> Iterator[Target]:
     """Edge and node with everything on: key, rates, quota, audit log, metrics."""
-    pair = Pair.prepare(folder, cpus, runtime_url)
+    with _pair("hearthlink", Pair.prepare(folder, cpus, runtime_url)) as target:
+        yield target
+
+
+@contextmanager
+def redis_pair(folder: Path, cpus: Cpus, runtime_url: str) -> Iterator[Target]:
+    """The same, with its keys and limits in a Redis of its own."""
+    folder.mkdir()
+    with _redis(folder, cpus) as (server, port):
+        pair = Pair.prepare(folder, cpus, runtime_url)
+        pair.environment["HEARTHLINK_EDGE__STORE"] = f"redis://127.0.0.1:{port}/0"
+        with _pair("redis", pair) as target:
+            target.processes["redis"] = server
+            yield target
+
+
+@contextmanager
+def _pair(name: str, pair: Pair) -> Iterator[Target]:
     known, limited = pair.key("bench"), pair.key("refused")
     with pair.start("node") as node, pair.start("edge") as edge:
         node.wait_ready(f"http://127.0.0.1:{pair.node_port}/livez")
         edge.wait_ready(pair.edge_url("/healthz"))
+        # A key that nobody has; a page's token without the page's Origin; a key over its rate.
         unknown = {"Authorization": "Bearer hlk_" + "0" * 12 + "_" + "A" * 43}
-        processes = {"edge": edge, "node": node}
-        yield Target("hearthlink", pair.edge_url(CHAT), known, processes, limited, unknown)
+        refused = {401: unknown, 403: pair.page_token(), 429: limited}
+        yield Target(name, pair.edge_url(CHAT), known, {"edge": edge, "node": node}, refused)
+
+
+@contextmanager
+def _redis(folder: Path, cpus: Cpus) -> Iterator[tuple[Process, int]]:
+    """A server that keeps nothing on disk, and its port."""
+    binary = shutil.which("redis-server", path=_PATH)
+    if binary is None:
+        raise BenchError("redis-server is not installed. On Debian: apt-get install -y redis-server")
+    port = free_port()
+    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    with Process("redis", command, folder, cpus.measured) as process:
+        process.wait_listening(port)
+        yield process, port
 
 
 @contextmanager

@@ -11,24 +11,26 @@ from loguru import logger
 from edge.app import Edge, run_edge
 from edge.doubts import doubts
 from edge.site import SiteError
-from edge.store.database import StoreError
+from edge.store.errors import StoreError
 from shared import process
+from shared.audit_sink import AuditError
 from shared.logs import Logs
 from shared.settings import Settings
 
 
 @asynccontextmanager
 async def _serve(settings: Settings, logs: Logs) -> AsyncIterator[Edge]:
-    for sentence in doubts(settings.edge):
+    for sentence in doubts(settings):
         logger.warning(sentence)
     async with run_edge(settings, logs.audit) as edge:
+        edge.services.metrics.gauge("log_lines_dropped", "Log lines lost since the start", lambda: logs.dropped)
         logger.info("edge listens on {}, operations on {}", edge.public.url, edge.ops.url)
         yield edge
 
 
 def main(settings: Settings | None = None) -> int:
     """The exit status, as ``shared.process.run`` gives it."""
-    return process.run("edge", _serve, (SiteError, StoreError), settings)
+    return process.run("edge", _serve, (AuditError, SiteError, StoreError), settings)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,10 @@ def _too_late(chat: Chat) -> ApiError:
     return ApiError(code, "The answer took longer than this edge allows. Ask for a shorter one.")
 
 
+def _draining() -> ApiError:
+    return ApiError("server_draining", "The server is restarting. Please ask again in a moment.")
+
+
 class Chats:
     """``tick`` belongs in the process's ticker. Times in seconds."""
 
@@ -88,16 +92,18 @@ class Chats:
             elif chat.streaming and chat.started and now - chat.heard_at >= self._heartbeat:
                 chat.reply.inject(HEARTBEAT)
 
+    def end(self, error: Callable[[], ApiError]) -> None:
+        """End all of them, each with an ``error()`` of its own, but for those that end already."""
+        for chat in list(self._running.values()):
+            chat.interrupt.end_with(error())
+
     async def drain(self, seconds: float) -> None:
         """Let the running chats finish for ``seconds``, then, or when cancelled, end them with ``server_draining``."""
         try:
             if await self._empty_within(seconds):
                 return
         finally:
-            for chat in list(self._running.values()):
-                chat.interrupt.end_with(
-                    ApiError("server_draining", "The server is restarting. Please ask again in a moment.")
-                )
+            self.end(_draining)
         await self._empty_within(_ENDING_WITHIN)
 
     async def _empty_within(self, seconds: float) -> bool:

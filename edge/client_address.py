@@ -1,10 +1,12 @@
-"""The caller's IP address: the socket's peer, or what proxies we trust say about it."""
+"""The caller's IP address: the socket's peer, or what proxies we trust say about it; and whether it may call."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 from collections.abc import Iterable, Sequence
+
+from edge.principals import address_block
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -48,8 +50,36 @@ class ClientAddress:
                 break
         return str(caller)
 
+    def whose_connection(self, peer: str) -> str | None:
+        """The caller that a connection from ``peer`` counts for; None where it may be anybody's: a trusted proxy's, or
+        one of this machine, through which SSH, tailscaled and others connect for whom they serve."""
+        address = _parse(peer.partition("%")[0])
+        if address is None or address.is_loopback or self._trusts(address):
+            return None
+        return address_block(str(address))
+
     def _trusts(self, address: Address) -> bool:
         return any(address in network for network in self._trusted)
+
+
+class AddressLists:
+    """Who may call, by address or network as the settings check them: all but ``denied``, or of ``allowed`` all but
+    ``denied``."""
+
+    def __init__(self, allowed: Sequence[str] = (), denied: Sequence[str] = ()) -> None:
+        self._allowed = [ipaddress.ip_network(text, strict=False) for text in allowed]
+        self._denied = [ipaddress.ip_network(text, strict=False) for text in denied]
+        self.empty = not self._allowed and not self._denied
+
+    def allow(self, caller: str) -> bool:
+        """Whether the caller at the address ``caller``, as ``ClientAddress.of`` gives it, may call. One whose address
+        is not known may not."""
+        if self.empty:
+            return True
+        address = _parse(caller)
+        if address is None or any(address in network for network in self._denied):
+            return False
+        return not self._allowed or any(address in network for network in self._allowed)
 
 
 def behind_serve(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -14,8 +14,10 @@ class Plan:
     """Limits of one kind of caller; None means no limit, 0 means none at all.
 
     ``requests_per_minute`` counts every limited route, ``streams`` answers running at once, ``tokens_per_day`` prompt
-    and answer together from 00:00 UTC, ``tokens_per_request`` the longest answer. ``models`` and ``chat_types`` are
-    names, ``"*"`` for all; ``scopes`` are what a token of this plan may hold.
+    and answer together from 00:00 UTC, ``tokens_per_request`` the longest answer. ``tokens_per_day_together`` is a
+    day's for all callers of the plan, ``seats`` how many of them there may be: a seat is free again a day after its
+    caller's last request. ``models`` and ``chat_types`` are names, ``"*"`` for all; ``scopes`` are what a token of
+    this plan may hold.
     """
 
     name: str
@@ -23,6 +25,8 @@ class Plan:
     streams: int | None = None
     tokens_per_day: int | None = None
     tokens_per_request: int | None = None
+    tokens_per_day_together: int | None = None
+    seats: int | None = None
     models: tuple[str, ...] = ()
     chat_types: tuple[str, ...] = (ANY,)
     scopes: tuple[str, ...] = ("chat",)
@@ -58,7 +62,7 @@ def _united(names: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
 def built_in() -> dict[str, Plan]:
     """The plans that exist without any settings, by name."""
     plans = (
-        Plan("anonymous", 20, 2, 20_000, 1024),
+        Plan("anonymous", 20, 2, 20_000, 1024, tokens_per_day_together=1_000_000),
         Plan("member", 60, 4, 200_000, 4096, models=(ANY,)),
         Plan("owner", models=(ANY,), scopes=("chat", "admin")),
     )
@@ -76,6 +80,18 @@ def plans_from(settings: Mapping[str, Any]) -> dict[str, Plan]:
         base = plans.get(name) or replace(plans["member"], name=name)
         plans[name] = replace(base, **_changes(wanted))
     return plans
+
+
+def plan_for(plans: Mapping[str, Plan], name: str, scopes: Sequence[str] = ()) -> Plan:
+    """The plan of a credential that is to have ``scopes``. Raises ValueError with a sentence for whoever makes it."""
+    if name not in plans:
+        known = ", ".join(sorted(plans))
+        raise ValueError(f"There is no plan {name[:80]!r}. There are: {known}. Settings add more: [plans.NAME].")
+    plan = plans[name]
+    if missing := [scope for scope in scopes if scope not in plan.scopes]:
+        has = ", ".join(plan.scopes)
+        raise ValueError(f"The plan {name} does not have the scope {missing[0][:80]!r}. It has: {has}.")
+    return plan
 
 
 def _changes(wanted: Any) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hmac
+import re
 import socket
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["anonymous", "invite", "tailnet", "key", "token", "local"]
+Kind = Literal["anonymous", "invite", "tailnet", "key", "oidc", "access", "user", "token", "local"]
 
 SECONDS_PER_DAY = 86_400
 # 128 bits: collisions and guesses stay out of reach (design §3.8); 22 characters of base64.
@@ -20,16 +21,23 @@ _TAILNET_IPV6 = b"\xfd\x7a\x11\x5c\xa1\xe0"
 # Before an invite's own id, in the ids of the callers that it let in.
 _INVITED = "invite_"
 
+_ID = re.compile(r"[A-Za-z0-9._:@+-]{1,128}")
+
+
+def is_id(text: str) -> bool:
+    """Whether a principal can be called ``text``: it stands in tokens, audit lines and URLs as it is."""
+    return _ID.fullmatch(text) is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:
     """One caller. ``id`` is what every limit counts by, ``plan`` the name of the plan that sets them.
 
-    ``origin``, ``chat_types`` and ``max_tokens`` lock the credential to one web origin, some chat types, a longest
-    answer; None locks nothing. ``limits`` (names of ``plans.LIMITS``) hold in place of the plan's, and the models and
-    chat types of ``more_plans`` are open besides. ``jti`` names one token among the principal's, ``expires_at`` (Unix
-    seconds) ends it; both are None for an API key without an end. ``kind`` "local" is the caller when authentication
-    is off.
+    ``origin``, ``chat_types``, ``max_tokens`` and ``uses`` lock the credential to one web origin, some chat types, a
+    longest answer, so many answers; None locks nothing. ``limits`` (names of ``plans.LIMITS``) hold in place of the
+    plan's, and the models and chat types of ``more_plans`` are open besides. ``jti`` names one token among the
+    principal's, ``issued_at`` and ``expires_at`` (Unix seconds) are its begin and end; all three are None for an API
+    key without an end. ``kind`` "local" is the caller when authentication is off.
     """
 
     id: str
@@ -39,9 +47,11 @@ class Principal:
     origin: str | None = None
     chat_types: tuple[str, ...] | None = None
     max_tokens: int | None = None
+    uses: int | None = None
     limits: Mapping[str, int | None] | None = None
     more_plans: tuple[str, ...] | None = None
     jti: str | None = None
+    issued_at: int | None = None
     expires_at: int | None = None
 
 
@@ -87,12 +97,22 @@ def tailnet_id(secret: bytes, login: str) -> str:
     return f"tailnet_{_pseudonym(secret, 'tailnet', login)}"
 
 
+def oidc_id(secret: bytes, issuer: str, subject: str) -> str:
+    """The id of whom ``issuer`` calls ``subject``, the same for as long as it does."""
+    return f"oidc_{_pseudonym(secret, 'oidc', issuer, subject)}"
+
+
+def access_id(secret: bytes, issuer: str, sort: str, name: str) -> str:
+    """The id of ``name``, a person or a service token of a team of Cloudflare Access."""
+    return f"access_{_pseudonym(secret, 'access', issuer, sort, name)}"
+
+
 def link_id(secret: bytes, principal_id: str) -> str:
     """What a node sees of a principal: stable, and nothing of a name can be read from it."""
     return _pseudonym(secret, "link", principal_id)
 
 
 def _pseudonym(secret: bytes, *parts: str) -> str:
-    # NUL cannot stand in an address, an origin or an id, so no two lists of parts give the same text.
+    # NUL cannot stand in an address, an origin, an id or a claim, so no two lists of parts give the same text.
     digest = hmac.digest(secret, "\0".join(parts).encode(), "sha256")
     return urlsafe_b64encode(digest[:_PSEUDONYM_BYTES]).rstrip(b"=").decode()

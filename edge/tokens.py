@@ -9,6 +9,7 @@ One token is therefore one text: what differs by a character is another token, a
 
 from __future__ import annotations
 
+import hmac
 import json
 import re
 import secrets
@@ -24,6 +25,7 @@ from edge.plans import LIMITS
 from edge.principals import Principal
 from shared.contract.errors import ApiError
 from shared.contract.secrets import TOKEN
+from shared.signing_keys import LONGEST_TOKEN
 
 # The salt is the purpose: what is signed for another one does not verify here, whatever it claims.
 _SALT = b"hearthlink.access.v1"
@@ -39,26 +41,30 @@ _JTI_BYTES = 16  # 128 bits: never drawn twice
 class Tokens:
     """Mints and verifies access tokens.
 
-    ``keys`` are signing secrets, oldest first: the last signs, all verify, so that rotation drops nobody.
-    ``lifetime`` is in seconds. ``now`` gives Unix seconds. Raises ValueError without keys.
+    ``keys`` are signing secrets, such as ``SigningKeys.verifying``: the last signs, all verify, so that rotation drops
+    nobody. ``lifetime`` is in seconds. ``now`` gives Unix seconds. Raises ValueError without keys.
     """
 
     def __init__(self, keys: Sequence[str], lifetime: float, *, now: Callable[[], float] = time.time) -> None:
         if not keys or not all(keys):
             raise ValueError("There is no key to sign tokens with: give at least one that is not empty.")
-        self._signer = Signer(list(keys), salt=_SALT, key_derivation="hmac", digest_method=sha256)
+        # As itsdangerous' key_derivation="hmac" does, but once: a forged token is tried on every key.
+        derived = [hmac.digest(key.encode(), _SALT, "sha256") for key in keys]
+        self._signer = Signer(derived, salt=_SALT, key_derivation="none", digest_method=sha256)
         self._lifetime = lifetime
         self._now = now
 
     def mint(self, principal: Principal, *, lifetime: float | None = None) -> tuple[str, int]:
         """A token for ``principal`` and the seconds until it ends. It never outlives ``principal.expires_at`` and has
-        a ``jti`` of its own. Raises ValueError for a principal that no token can carry."""
+        a ``jti`` of its own. Raises ValueError for a principal or a lifetime that no token can have."""
         if _ID.fullmatch(principal.id) is None:
             raise ValueError("A principal's id is 1 to 128 letters, digits or ._:@+- and no spaces.")
         issued = int(self._now())
         expires = issued + int(self._lifetime if lifetime is None else lifetime)
         if principal.expires_at is not None:
             expires = min(expires, principal.expires_at)
+        if expires - issued > LONGEST_TOKEN:
+            raise ValueError("No token lasts longer than 366 days. Make an API key instead.")
         if expires <= issued:
             raise ValueError("The token would be expired at once: its lifetime is at least one second.")
         claims = _claims(principal) | {"jti": secrets.token_urlsafe(_JTI_BYTES), "iat": issued, "exp": expires}
@@ -95,7 +101,7 @@ def _claims(principal: Principal) -> dict[str, Any]:
         "plan": principal.plan,
         "scp": principal.scopes,
     }
-    locks = {"org": principal.origin, "cht": principal.chat_types, "max": principal.max_tokens}
+    locks = {"org": principal.origin, "cht": principal.chat_types, "max": principal.max_tokens, "use": principal.uses}
     if principal.limits is not None:
         locks["lim"] = [principal.limits[name] for name in LIMITS]
     locks["mor"] = principal.more_plans
@@ -112,9 +118,11 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
         origin=claims.get("org"),
         chat_types=None if chat_types is None else tuple(chat_types),
         max_tokens=claims.get("max"),
+        uses=claims.get("use"),
         limits=None if limits is None else dict(zip(LIMITS, limits, strict=True)),
         more_plans=None if more is None else tuple(more),
         jti=claims["jti"],
+        issued_at=claims["iat"],
         expires_at=claims["exp"],
     )
 

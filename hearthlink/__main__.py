@@ -11,7 +11,21 @@ from typing import Annotated
 
 import typer
 
-from hearthlink import chat, config, doctor, invites, keys, model, serve, smoke, tokens, up
+from hearthlink import (
+    chat,
+    config,
+    doctor,
+    invites,
+    keys,
+    limits,
+    maintenance,
+    model,
+    serve,
+    signing_keys,
+    smoke,
+    tokens,
+    up,
+)
 from hearthlink.output import Failure, Status, say
 from hearthlink.setup import tailnet
 from shared import __version__
@@ -57,9 +71,19 @@ def build(invocation: _Invocation) -> typer.Typer:
     app.command()(smoke.smoke)
     app.command()(doctor.doctor)
     for group, text, verbs in (
-        ("key", "API keys of the edge on this machine.", (keys.create, keys.list_, keys.revoke)),
+        (
+            "key",
+            "API keys of the edge on this machine, and the keys that sign its tokens.",
+            (keys.create, keys.list_, keys.revoke, signing_keys.rotate),
+        ),
         ("invite", "Invites to the edge on this machine.", (invites.create, invites.list_, invites.revoke)),
-        ("token", "Access tokens of the edge on this machine.", (tokens.mint,)),
+        ("token", "Access tokens of the edge on this machine.", (tokens.mint, tokens.revoke)),
+        ("limit", "What single callers used today, and limits of their own.", (limits.show, limits.set_, limits.reset)),
+        (
+            "maintenance",
+            "Close the edge to all but admins, with a message.",
+            (maintenance.on, maintenance.off, maintenance.show),
+        ),
         ("model", "Models on this machine, and those of a hub.", (model.pull, model.list_, model.rm)),
         ("setup", "Open the edge of this machine to others, through what runs here already.", (tailnet.tailnet,)),
         ("config", "Settings of this machine.", (config.show, config.check, config.reference)),

@@ -36,7 +36,8 @@ def chat(
 ) -> None:
     """Ask, and write the answer as it comes. Ctrl-C stops the model.
 
-    On the machine of the edge no credential is needed: a token is minted from the local state.
+    On the machine of the edge no credential is needed: a token is minted from the local state. Behind Cloudflare Access
+    the service token in CF_ACCESS_CLIENT_ID and CF_ACCESS_CLIENT_SECRET is one.
     """
     credential = options.read_secret(token, "token") or options.read_secret(key, "key")
     if message == "-":
@@ -44,7 +45,7 @@ def chat(
     settings = options.settings_from(config)
     where = url or local_url(settings)
     question = {"messages": [{"role": "user", "content": message}], "chat_type": chat_type}
-    asyncio.run(_ask(where, credential or _local_token(settings, where), question, json))
+    asyncio.run(ask(where, credential or own_credential(settings, where), question, json))
 
 
 def local_url(settings: Settings) -> str:
@@ -54,6 +55,16 @@ def local_url(settings: Settings) -> str:
     host, port = split_listen(settings.edge.listen)
     host = "127.0.0.1" if host in _ANY_ADDRESS else host
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def own_credential(settings: Settings, url: str) -> str | None:
+    """A token from the local state; None where Cloudflare Access says who is asking. Raises Failure."""
+    from hearthlink.client import access_headers, base_url
+    from shared.addresses import is_loopback
+
+    if not is_loopback(base_url(url).hostname or "") and access_headers(url):
+        return None
+    return _local_token(settings, url)
 
 
 def _local_token(settings: Settings, url: str) -> str:
@@ -71,10 +82,15 @@ def _local_token(settings: Settings, url: str) -> str:
     return mint_local(settings, "local", "owner", _TOKEN_SECONDS)[0]
 
 
-async def _ask(url: str, credential: str, question: dict[str, Any], as_json: bool) -> None:
+async def ask(url: str, credential: str | None, question: dict[str, Any], as_json: bool) -> None:
+    """Write the answer of the edge at ``url``. Without a ``credential`` the edge is asked for a token. Raises
+    Failure."""
     from hearthlink.client import EdgeClient
 
-    async with EdgeClient(url, {"Authorization": f"Bearer {credential}"}) as edge:
+    async with EdgeClient(url, {}) as edge:
+        if credential is None:
+            credential = (await edge.ask("POST", "/v1/token", {}))["token"]
+        edge.use({"Authorization": f"Bearer {credential}"})
         if as_json:
             print_json(await edge.ask("POST", "/v1/chat", {**question, "stream": False}))
             return

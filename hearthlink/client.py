@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ import httpx2
 
 from hearthlink.output import Failure, Status, printable
 from shared import __version__
-from shared.addresses import is_loopback, split_url
+from shared.addresses import is_loopback, origin_of, split_url
 from shared.contract import sse
 
 _CONNECT_SECONDS = 10.0
@@ -25,6 +27,10 @@ _WHOLE_ANSWER_SECONDS = 660.0
 _STOP_SECONDS = 3.0
 _DONE = "[DONE]"
 _SHOWN = 300  # characters of an answer that is not Hearthlink's
+# A service token, with which a program passes Cloudflare Access: header to variable. Never flags, which others can read
+# in the list of processes.
+_ACCESS = {"CF-Access-Client-Id": "CF_ACCESS_CLIENT_ID", "CF-Access-Client-Secret": "CF_ACCESS_CLIENT_SECRET"}
+_HEADER_TEXT = re.compile(r"[\x21-\x7e]{1,512}")
 
 
 def base_url(text: str) -> SplitResult:
@@ -35,15 +41,25 @@ def base_url(text: str) -> SplitResult:
         raise Failure(f"{text[:80]!r} {error}.", Status.USAGE) from None
 
 
-def _origin(url: SplitResult) -> str:
-    """What a browser sends as the origin of a page at ``url``: small letters, no default port."""
-    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
-    default = {"http": 80, "https": 443}[url.scheme]
-    return f"{url.scheme}://{host}" + (f":{url.port}" if url.port not in (None, default) else "")
+def access_headers(url: str) -> dict[str, str]:
+    """What passes Cloudflare Access in front of the edge at ``url``, of the environment; nothing where that names no
+    service token, or where anybody on the way could read it. Raises Failure for half a one."""
+    parts = base_url(url)
+    given = {header: os.environ.get(variable, "") for header, variable in _ACCESS.items()}
+    if not any(given.values()) or not (parts.scheme == "https" or is_loopback(parts.hostname or "")):
+        return {}
+    if not all(_HEADER_TEXT.fullmatch(value) for value in given.values()):
+        names = " and ".join(_ACCESS.values())
+        raise Failure(
+            f"A service token of Cloudflare Access has two parts of one word each: set {names}.", Status.USAGE
+        )
+    return given
 
 
 class EdgeClient:
     """``async with EdgeClient(url, headers) as edge``. ``headers`` go with every request: credential and origin.
+
+    So does what passes Cloudflare Access (``access_headers``); ``behind_access`` says whether there is such.
 
     Proxies of the environment are used for other machines, never for loopback.
     """
@@ -52,10 +68,12 @@ class EdgeClient:
         parts = base_url(url)
         self.url = url.rstrip("/")
         self.local = is_loopback(parts.hostname or "")
-        self.origin = _origin(parts)
+        self.origin = origin_of(parts)
+        access = access_headers(url)
+        self.behind_access = bool(access)
         self._client = httpx2.AsyncClient(
             trust_env=not self.local,
-            headers={"User-Agent": f"hearthlink/{__version__}", **headers},
+            headers={"User-Agent": f"hearthlink/{__version__}", **access, **headers},
             timeout=httpx2.Timeout(_SILENT_SECONDS, connect=_CONNECT_SECONDS),
         )
 
@@ -86,6 +104,11 @@ class EdgeClient:
             raise self._foreign(response.status_code, response.content)
         if response.is_success:
             return health
+        if health["status"] == "maintenance":
+            raise Failure(
+                "The edge is closed to all but admins. Its owner opens it: hearthlink maintenance off",
+                Status.UNAVAILABLE,
+            )
         raise Failure(
             f"The edge runs but cannot answer a chat ({health['status']}). Its log, and /healthz on its operations"
             " address, tell what each node lacks.",

@@ -1,21 +1,17 @@
-"""``hearthlink invite create|list|revoke``: the invites in the local state. A running edge sees a change within 1 s."""
+"""``hearthlink invite create|list|revoke``: invites to the edge on this machine, which sees a change within 1 s."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from hearthlink import options
-from hearthlink.database import local_database
+from hearthlink.database import administer, moment, record
 from hearthlink.output import Failure, Status, print_json, print_table, say
 from hearthlink.tokens import plan_named
-
-if TYPE_CHECKING:
-    from edge.store.invites import InviteInfo
 
 _DEFAULT_DAYS = 7
 _LONGEST_DAYS = 366
@@ -47,40 +43,37 @@ def create(
     Whoever enters it on the chat page is let in until it ends; a browser that stays on its network, once however often.
     Example: hearthlink invite create --uses 5 --days 14
     """
-    from edge.store import invites
+    from edge.store.rows import invite_row
 
     if hours is not None and days is not None:
         raise Failure("--hours and --days both give the lifetime. Give one of them.", Status.USAGE)
     settings = options.settings_from(config)
-    if "chat" not in plan_named(settings, plan).scopes:
-        raise Failure(
-            f"The plan {plan} does not have the scope 'chat', which is all that an invite gives.", Status.USAGE
-        )
+    plan_named(settings, plan, ("chat",))
     lifetime = (_DEFAULT_DAYS if days is None else days) * _HOURS_PER_DAY if hours is None else hours
     ends = int(time.time() + lifetime * _SECONDS_PER_HOUR)
-    with local_database(settings) as connection:
-        invite = invites.create(connection, plan, uses, ends, name)
+    info, invite = administer(settings, lambda admin: admin.create_invite(plan, uses, ends, name))
     if json:
-        print_json({"invite": invite, "name": name, "plan": plan, "uses": uses, "expires_at": ends})
+        print_json({"invite": invite, **invite_row(info, time.time())})
     else:
         print(invite)
         times = "one use" if uses == 1 else f"{uses} uses"
-        say(f"An invite with plan {plan} and {times}, valid until {_moment(ends)} UTC.")
+        say(f"An invite with plan {plan} and {times}, valid until {moment(ends)} UTC.")
         say("Copy it now: only its hash is kept.")
         if not settings.edge.invites:
             say("The edge does not take invites yet: set edge.invites = true.")
+    record(settings, "invite.create", f"invite_{info.id}")
 
 
 def list_(json: options.Json = False, config: options.Config = None) -> None:
     """List the invites, without their secrets."""
-    from edge.store import invites
+    from edge.store.rows import invite_row
 
-    with local_database(options.settings_from(config)) as connection:
-        found = invites.list_invites(connection)
+    found = administer(options.settings_from(config), lambda admin: admin.list_invites())
+    rows = [invite_row(info, time.time()) for info in found]
     if json:
-        print_json([_row(info) for info in found])
-    elif found:
-        print_table(("name", "id", "plan", "used", "created", "expires", "state"), [_cells(info) for info in found])
+        print_json(rows)
+    elif rows:
+        print_table(("name", "id", "plan", "used", "created", "expires", "state"), [_cells(row) for row in rows])
     else:
         say("There is no invite yet. Make one: hearthlink invite create")
 
@@ -91,33 +84,17 @@ def revoke(
     config: options.Config = None,
 ) -> None:
     """Revoke an invite, and every token it gave."""
-    from edge.store import invites
-
-    with local_database(options.settings_from(config)) as connection:
-        info = invites.revoke(connection, which)
+    settings = options.settings_from(config)
+    info = administer(settings, lambda admin: admin.revoke_invite(which))
     if json:
         print_json({"id": info.id, "name": info.name, "revoked": True})
     else:
         shown = info.id if info.name is None else f"{info.name} ({info.id})"
         say(f"The invite {shown} is revoked; a running edge refuses it, and those it let in, from now on.")
+    record(settings, "invite.revoke", f"invite_{info.id}")
 
 
-def _moment(at: int) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}"
-
-
-def _state(info: InviteInfo) -> str:
-    if info.revoked_at is not None:
-        return "revoked"
-    if info.expires_at <= time.time():
-        return "expired"
-    return "valid" if info.used < info.uses else "used up"
-
-
-def _cells(info: InviteInfo) -> tuple[str, ...]:
-    times = _moment(info.created_at), _moment(info.expires_at)
-    return (info.name or "-", info.id, info.plan, f"{info.used} of {info.uses}", *times, _state(info))
-
-
-def _row(info: InviteInfo) -> dict[str, Any]:
-    return {**asdict(info), "state": _state(info)}
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    times = moment(row["created_at"]), moment(row["expires_at"])
+    used = f"{row['used']} of {row['uses']}"
+    return (row["name"] or "-", row["id"], row["plan"], used, *times, row["state"])

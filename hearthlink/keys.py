@@ -1,20 +1,18 @@
-"""``hearthlink key create|list|revoke``: the API keys in the local state. A running edge sees a change within 1 s."""
+"""``hearthlink key create|list|revoke``: API keys of the edge on this machine, which sees a change within 1 s."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from hearthlink import options
-from hearthlink.database import local_database
+from hearthlink.database import administer, record
 from hearthlink.output import Failure, Status, print_json, print_table, say
 from hearthlink.tokens import plan_named
-
-if TYPE_CHECKING:
-    from edge.store.keys import KeyInfo
 
 _DEFAULT_SCOPES = ("chat",)
 
@@ -35,36 +33,32 @@ def create(
 
     Example: hearthlink key create laptop --plan owner --expires 90d
     """
-    from edge.store import keys
+    from edge.store.rows import key_row
 
     settings = options.settings_from(config)
     scopes = tuple(scope or _DEFAULT_SCOPES)
-    allowed = plan_named(settings, plan).scopes
-    if missing := [one for one in scopes if one not in allowed]:
-        raise Failure(
-            f"The plan {plan} does not have the scope {missing[0]!r}. It has: {', '.join(allowed)}.", Status.USAGE
-        )
+    plan_named(settings, plan, scopes)
     ends = _end(expires)
-    with local_database(settings) as connection:
-        key = keys.create(connection, name, plan, scopes, ends)
+    info, key = administer(settings, lambda admin: admin.create_key(name, plan, scopes, ends))
     if json:
-        print_json({"key": key, "name": name, "plan": plan, "scopes": scopes, "expires_at": ends})
+        print_json({"key": key, **key_row(info, time.time())})
     else:
         print(key)
         say(f"The key {name} with plan {plan}, {f'valid until {_day(ends)}' if ends else 'without an end'}.")
         say("Copy it now: only its hash is kept.")
+    record(settings, "key.create", info.principal_id)
 
 
 def list_(json: options.Json = False, config: options.Config = None) -> None:
     """List the API keys, without their secrets."""
-    from edge.store import keys
+    from edge.store.rows import key_row
 
-    with local_database(options.settings_from(config)) as connection:
-        found = keys.list_keys(connection)
+    found = administer(options.settings_from(config), lambda admin: admin.list_keys())
+    rows = [key_row(info, time.time()) for info in found]
     if json:
-        print_json([_row(info) for info in found])
-    elif found:
-        print_table(("name", "id", "plan", "scopes", "created", "expires", "state"), [_cells(info) for info in found])
+        print_json(rows)
+    elif rows:
+        print_table(("name", "id", "plan", "scopes", "created", "expires", "state"), [_cells(row) for row in rows])
     else:
         say("There is no API key yet. Make one: hearthlink key create NAME")
 
@@ -75,14 +69,13 @@ def revoke(
     config: options.Config = None,
 ) -> None:
     """Revoke an API key, and every token made with it."""
-    from edge.store import keys
-
-    with local_database(options.settings_from(config)) as connection:
-        info = keys.revoke(connection, which)
+    settings = options.settings_from(config)
+    info = administer(settings, lambda admin: admin.revoke_key(which))
     if json:
         print_json({"id": info.id, "name": info.name, "revoked": True})
     else:
         say(f"The key {info.name} ({info.id}) is revoked; a running edge refuses it from now on.")
+    record(settings, "key.revoke", info.principal_id)
 
 
 def _end(expires: str | None) -> int | None:
@@ -101,25 +94,6 @@ def _day(at: int | None) -> str:
     return "-" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d}"
 
 
-def _state(info: KeyInfo) -> str:
-    if info.revoked_at is not None:
-        return "revoked"
-    return "expired" if info.expires_at is not None and info.expires_at <= time.time() else "valid"
-
-
-def _cells(info: KeyInfo) -> tuple[str, ...]:
-    days = _day(info.created_at), _day(info.expires_at)
-    return (info.name, info.id, info.plan, " ".join(info.scopes), *days, _state(info))
-
-
-def _row(info: KeyInfo) -> dict[str, Any]:
-    return {
-        "id": info.id,
-        "name": info.name,
-        "plan": info.plan,
-        "scopes": list(info.scopes),
-        "created_at": info.created_at,
-        "expires_at": info.expires_at,
-        "revoked_at": info.revoked_at,
-        "state": _state(info),
-    }
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    days = _day(row["created_at"]), _day(row["expires_at"])
+    return (row["name"], row["id"], row["plan"], " ".join(row["scopes"]), *days, row["state"])

@@ -28,10 +28,11 @@ _STARTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What answers: the model's name and the kind of runtime."""
+    """What answers: the model's name and the kind of runtime. ``closed``: maintenance is on."""
 
     model: str
     runtime: str
+    closed: bool = False
 
 
 @dataclass(slots=True)
@@ -99,14 +100,14 @@ class Pair:
                 node = await _health(client, self.node_port)
                 edge = await _health(client, self.port + 1)
                 if _ready(node) and self._linked(edge):
-                    return Ready(str(node.get("model", "")), str(node.get("runtime", "")))
+                    return Ready(str(node.get("model", "")), str(node.get("runtime", "")), _closed(edge))
                 progress.show(*patience.judge(node))
                 await asyncio.sleep(_LOOK_EVERY)
 
     def _linked(self, edge: Mapping[str, Any]) -> bool:
         """Whether this is the health of our own edge, and it reaches our node."""
         ours = (row for row in edge.get("nodes") or () if f":{self.node_port}/" in str(row.get("url")))
-        return _ready(edge) and any(row.get("connected") for row in ours)
+        return (_ready(edge) or _closed(edge)) and any(row.get("connected") and row.get("ready") for row in ours)
 
     def _epitaph(self, child: Child) -> str:
         if child.name == "edge":
@@ -118,6 +119,10 @@ class Pair:
 
 def _ready(health: Mapping[str, Any]) -> bool:
     return health.get("status") == "ok"
+
+
+def _closed(health: Mapping[str, Any]) -> bool:
+    return health.get("status") == "maintenance"
 
 
 class _Patience:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from edge import app as edge_app
-from edge.plans import built_in
+from edge.plans import LIMITS, built_in
 from node import app as node_app
 from shared import settings_fields
 from shared.quantities import duration, size
@@ -213,7 +213,7 @@ def _plan_table() -> Iterator[str]:
     plans = built_in().values()
     yield f"| | {' | '.join(f'`{plan.name}`' for plan in plans)} |"
     yield "|---|---|---|---|"
-    for name in ("requests_per_minute", "streams", "tokens_per_day", "tokens_per_request"):
+    for name in (*LIMITS, "tokens_per_day_together", "seats"):
         yield f"| `{name}` | {' | '.join(_limit(getattr(plan, name)) for plan in plans)} |"
     for name in ("models", "chat_types", "scopes"):
         yield f"| `{name}` | {' | '.join(_list(getattr(plan, name)) for plan in plans)} |"

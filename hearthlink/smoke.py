@@ -54,7 +54,8 @@ def smoke(
 ) -> None:
     """Check health, token, chat, stream and cancel of an edge. Exit status 0 when all are well, else 1.
 
-    Without key or token it goes in as a page on URL would; that origin has to be in edge.allowed_origins.
+    Without key or token it goes in as a page on URL would; that origin has to be in edge.allowed_origins. Behind
+    Cloudflare Access it shows the service token in CF_ACCESS_CLIENT_ID and CF_ACCESS_CLIENT_SECRET.
     """
     credentials = (options.read_secret(key, "key"), options.read_secret(token, "token"))
     checks = asyncio.run(_run(url, *credentials, show=(lambda check: None) if json else _show))
@@ -127,8 +128,10 @@ class _Smoke:
             self.edge.use({"Authorization": f"Bearer {self.token}"})
             me = _object(await self.edge.ask("GET", "/v1/me"))
             return f"given, plan {me['principal']['plan']}"
-        origin = {"Authorization": f"Bearer {self.key}"} if self.key is not None else {"Origin": self.edge.origin}
-        self.edge.use(origin)
+        if self.key is not None:
+            self.edge.use({"Authorization": f"Bearer {self.key}"})
+        elif not self.edge.behind_access:  # there the edge knows a program by its service token
+            self.edge.use({"Origin": self.edge.origin})
         minted = _object(await self.edge.ask("POST", "/v1/token", {}))
         self.edge.use({"Authorization": f"Bearer {minted['token']}"})
         return f"plan {minted['principal']['plan']}, for {minted['expires_in']} s"

@@ -181,6 +181,8 @@ class _Up:
         log.quiet = False
         url = f"http://{ports.HOST}:{self.port}"
         print(welcome.text(url, self.port + 1, ready.model, ready.runtime, self.settings, self.config), flush=True)
+        if ready.closed:
+            say("It is closed to all but admins, see hearthlink maintenance show. Open it: hearthlink maintenance off")
         if self.browser and self.settings.edge.page:
             welcome.open_page(url)
         ended = await _unless(signals.first, pair.ended())

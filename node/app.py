@@ -83,6 +83,10 @@ class Node:
         self.services.draining = True
         await self.link.drain(self.drain_timeout)
 
+    def blocked(self, seconds: float) -> None:
+        """The event loop stood still for so long."""
+        self.services.metrics.loop_blocked.observe(seconds)
+
 
 @dataclass(frozen=True, slots=True)
 class _Network:
@@ -226,7 +230,7 @@ def create_app(node: Services, link: LinkEndpoint, admission: Admission) -> App:
         Route("/metrics", health.metrics),
         WebSocketRoute("/{path:path}", no_websocket),
     ]
-    return Front(Envelope(Router(routes)))
+    return Front(Envelope(Router(routes, redirect_slashes=False)))
 
 
 def _connect(node: Services, link: LinkEndpoint) -> None:

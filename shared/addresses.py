@@ -115,6 +115,15 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
+def is_address(host: str) -> bool:
+    """Whether ``host`` is an IP address, without brackets, and no name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def is_tailnet(host: str) -> bool:
     """Whether ``host`` is an address of a tailnet, or a MagicDNS name."""
     try:
@@ -144,6 +153,15 @@ def split_url(text: str, *schemes: str) -> SplitResult:
     return url
 
 
+def https_or_loopback(text: str) -> str:
+    """``text`` when it is a URL that nobody on the way can answer for: https, or http on this machine. Raises
+    ValueError with a sentence."""
+    url = split_url(text, "https", "http")
+    if url.scheme == "http" and not is_loopback(url.hostname or ""):
+        raise ValueError("is not encrypted: write https://")
+    return text
+
+
 def origin(text: str) -> str:
     """``text`` when it is exactly what a browser sends as Origin. Raises ValueError that shows the exact form."""
     try:
@@ -162,6 +180,22 @@ def origin(text: str) -> str:
     return text
 
 
+def origin_of(url: SplitResult) -> str:
+    """What a browser sends as the origin of a page at ``url``: small letters, no default port."""
+    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+    default = _DEFAULT_PORTS.get(url.scheme)
+    return f"{url.scheme}://{host}" + (f":{url.port}" if url.port not in (None, default) else "")
+
+
+def host_name(text: str) -> str:
+    """A name or address as it stands in ``Host``, in lower case and without a port. Raises ValueError."""
+    name = text.lower()
+    bare = name[1:-1] if name.startswith("[") and name.endswith("]") else name
+    if not _is_host(bare, name):
+        raise ValueError("is no name of a host: write it without scheme and port, such as chat.example.org")
+    return name
+
+
 def network(text: str) -> str:
     """``text`` when it is an IP address or a network such as ``"10.0.0.0/8"``. Raises ValueError, also for one that
     holds every address."""
@@ -170,5 +204,5 @@ def network(text: str) -> str:
     except ValueError:
         raise ValueError('is neither an IP address nor a network: write "10.1.2.3" or "10.0.0.0/8"') from None
     if prefix == 0:
-        raise ValueError("is every address: any caller could choose theirs. List your proxies only")
+        raise ValueError("is every address, so that the list would be none: write only those that are meant")
     return text

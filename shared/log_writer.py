@@ -1,41 +1,68 @@
 """One writer of log lines: whoever logs leaves a line in a bounded queue, a thread of its own writes it. A reader that
-stops reading (a blocked pipe, a full disk) costs lines, which are counted, and never stalls the event loop."""
+stops reading, a full disk or a service that is away never stalls the event loop: the last lines are kept and written
+once that is over, older ones are counted."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import io
-import os
 import queue
-import select
 import threading
-from collections.abc import Callable
-from typing import TextIO
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Protocol
 
-# Lines that may wait: about 2 MiB of audit lines, some seconds of a busy edge.
-_MAX_WAITING = 4096
+# Lines that are kept: about 2 MiB of audit lines, some seconds of a busy edge. Twice as many for a moment: those that
+# wait for the thread, and those it has taken and could not write.
+KEPT = 4096
 # Lines are collected for this many seconds and written together: a wake-up per line would cost more than the line.
 _COLLECT_SECONDS = 0.05
-# How long a descriptor that takes nothing is waited for before looking again whether close() has given up.
-_BLOCKED_SECONDS = 0.25
+# Lines in one write, so that a write that fails is not the whole of what is kept.
+_BATCH = 512
+# Seconds until the next try where lines could not be written: a disk does not become free sooner.
+_RETRY_SECONDS = 0.5
+_TOO_SLOW = "whoever reads the lines is too slow, or stopped reading"
+
+
+class Output(Protocol):
+    """Where lines end. Used by the writer's thread alone, which may wait inside ``write``."""
+
+    def write(self, lines: Sequence[str]) -> int:
+        """Write the lines, which are without their ends, in order; return how many are written whole, at least one.
+        Raises OSError, or ValueError for what is closed, when none is."""
+        ...
+
+    def give_up(self) -> None:
+        """Wait no longer inside ``write``. From any thread."""
+
+    def close(self) -> None:
+        """Let go of everything."""
 
 
 class LogWriter:
-    """Writes lines to ``stream``, which stays the caller's. Call ``close()`` to have the last lines written.
+    """Writes lines to ``output``, which it owns. Call ``close()`` to have the last lines written.
 
-    ``notice`` makes the line that says how many lines were dropped before it.
+    ``notice`` makes the line that says how many lines were dropped before it. ``changed`` is told what ``problem`` has
+    become, a sentence or None, by whichever thread notices.
     """
 
-    def __init__(self, stream: TextIO, notice: Callable[[int], str]) -> None:
-        self._stream = stream
+    def __init__(
+        self, output: Output, notice: Callable[[int], str], changed: Callable[[str | None], None] | None = None
+    ) -> None:
+        self._output = output
         self._notice = notice
+        self._changed = changed
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._counting = threading.RLock()
         self._dropped = 0
         self._told = 0
+        self._kept: deque[str] = deque()  # taken by the thread and not written yet, the oldest first
+        self._try_again = 0.0  # monotonic time
+        self.problem: str | None = None
+        """Why lines cannot be written right now, for the owner; None when all is well."""
         self._closing = threading.Event()
-        self._given_up = False
         # A daemon: a blocked pipe must not keep the process from leaving.
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
@@ -43,15 +70,25 @@ class LogWriter:
 
     @property
     def dropped(self) -> int:
-        """Lines that were not written since the start, because too many waited or the stream refused them."""
+        """Lines that will never be written, since the start."""
         return self._dropped
+
+    @property
+    def waiting(self) -> int:
+        """Lines in memory."""
+        return self._waiting.qsize() + len(self._kept)
 
     def put(self, line: str) -> None:
         """Leave one line, without its line end. Never waits and never raises; from any thread or signal handler."""
-        if self._waiting.qsize() < _MAX_WAITING and not self._closing.is_set():
-            self._waiting.put(line)
-        else:
+        if self._closing.is_set():
             self._count(1)
+            return
+        if self._waiting.qsize() >= KEPT:  # the thread hangs in the output: the oldest line makes room
+            with contextlib.suppress(queue.Empty):
+                self._waiting.get_nowait()
+                self._count(1)
+            self._found(_TOO_SLOW)
+        self._waiting.put(line)
 
     def close(self, timeout: float = 1.0) -> None:
         """Write what waits, for ``timeout`` seconds at most, and end the thread. Later lines are dropped."""
@@ -60,49 +97,60 @@ class LogWriter:
             self._waiting.put(None)
             atexit.unregister(self.close)
         self._thread.join(timeout)
-        self._given_up = True
+        self._output.give_up()
 
     def _count(self, lines: int) -> None:
         with self._counting:
             self._dropped += lines
 
-    def _run(self) -> None:
-        while (line := self._waiting.get()) is not None:
-            self._closing.wait(_COLLECT_SECONDS)
-            lines, ended = [line], False
-            with contextlib.suppress(queue.Empty):
-                while not ended:
-                    following = self._waiting.get_nowait()
-                    ended = following is None
-                    if following is not None:
-                        lines.append(following)
-            self._write(lines)
-            if ended:
-                return
-
-    def _write(self, lines: list[str]) -> None:
-        dropped = self._dropped
-        if dropped > self._told:
-            lines.append(self._notice(dropped - self._told))
-        try:
-            self._put_out("\n".join(lines) + "\n")
-            self._told = dropped
-        except (OSError, ValueError):  # the pipe is gone, the disk is full, the stream is closed
-            self._count(len(lines))
-
-    def _put_out(self, text: str) -> None:
-        try:
-            descriptor = self._stream.fileno()
-        except (io.UnsupportedOperation, AttributeError):
-            self._stream.write(text)
-            self._stream.flush()
+    def _found(self, problem: str | None) -> None:
+        if self.problem == problem:
             return
-        # Past the stream's own buffer: a thread that is blocked inside it would abort the interpreter at exit.
-        rest = memoryview(text.encode("utf-8", "backslashreplace"))
-        while rest:
-            try:
-                rest = rest[os.write(descriptor, rest) :]
-            except BlockingIOError:
-                if self._given_up:
-                    raise
-                select.select([], [descriptor], [], _BLOCKED_SECONDS)
+        self.problem = problem
+        if self._changed is not None:
+            self._changed(problem)
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            ended = self._collect()
+            if self._kept and (ended or time.monotonic() >= self._try_again):
+                self._write()
+        self._count(len(self._kept))
+        self._kept.clear()
+        self._output.close()
+
+    def _collect(self) -> bool:
+        """Wait for lines and take all there are, or wait until it is time to try again; whether that was the end."""
+        with contextlib.suppress(queue.Empty):
+            line = self._waiting.get(timeout=_RETRY_SECONDS if self._kept else None)
+            self._closing.wait(_COLLECT_SECONDS)
+            while line is not None:
+                self._kept.append(line)
+                line = self._waiting.get_nowait()
+            return True
+        while len(self._kept) > KEPT:
+            self._kept.popleft()
+            self._count(1)
+        return False
+
+    def _write(self) -> None:
+        try:
+            while self._kept:
+                lines = list(islice(self._kept, _BATCH))
+                dropped = self._dropped
+                notices = [self._notice(dropped - self._told)] if dropped > self._told else []
+                written = self._output.write(notices + lines)
+                if notices:
+                    self._told = dropped
+                for _ in range(written - len(notices)):
+                    self._kept.popleft()
+        except (OSError, ValueError) as error:
+            self._try_again = time.monotonic() + _RETRY_SECONDS
+            self._found(_sentence(error))
+        else:
+            self._found(None)
+
+
+def _sentence(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)

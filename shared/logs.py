@@ -1,4 +1,5 @@
-"""Logs: loguru for what happens now and then, one preformatted audit line per request, both through one writer.
+"""Logs: loguru for what happens now and then, one preformatted audit line per request, both through one writer unless
+the audit has a sink of its own (``shared.audit_sink``).
 
 Lines are JSON objects, or one readable line each on a terminal. Control characters in any value are escaped, so a
 caller can neither begin a line of his own nor steer a terminal. Prompts, answers and secrets are never handed to a log;
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from loguru import logger
 
+from shared.log_outputs import Stream
 from shared.log_writer import LogWriter
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Logs:
 
     @property
     def dropped(self) -> int:
-        """Lines lost because the log's reader was too slow, since the start."""
+        """Lines lost because they could not be written in time, since the start."""
         return self._writer.dropped
 
     def audit(self, fields: Mapping[str, Any]) -> None:
@@ -62,7 +64,7 @@ class Logs:
         if self._readable:
             self._writer.put(_readable_audit(now, fields))
         else:
-            self._writer.put(_encode({"time": now.isoformat(timespec="milliseconds"), "event": "request", **fields}))
+            self._writer.put(audit_line(now, fields))
 
     def close(self) -> None:
         """Take the sinks away and write what waits, within a second."""
@@ -98,7 +100,7 @@ def configure(
     """
     target = sys.stderr if stream is None else stream
     readable = format == "text" or (format == "auto" and target.isatty())
-    logs = Logs(LogWriter(target, _dropped_text if readable else _dropped_json), readable=readable)
+    logs = Logs(LogWriter(Stream(target), _dropped_text if readable else dropped_line), readable=readable)
     logger.remove()
     # An empty format: the sink builds the line. backtrace and diagnose would print the values of variables.
     logger.add(logs._sink, level=level, format=lambda _: "", backtrace=False, diagnose=False, catch=True)
@@ -127,10 +129,16 @@ class _ToLoguru(logging.Handler):
 
 
 def _dropped_text(count: int) -> str:
-    return f"{datetime.now():%H:%M:%S} WARNING {count} log lines were dropped: whoever reads this log is too slow"
+    return f"{datetime.now():%H:%M:%S} WARNING {count} log lines were dropped: they could not be written in time"
 
 
-def _dropped_json(count: int) -> str:
+def audit_line(now: datetime, fields: Mapping[str, Any]) -> str:
+    """One JSON object: ``fields`` after ``time`` and ``event``, which is ``"request"`` unless they say otherwise."""
+    return _encode({"time": now.isoformat(timespec="milliseconds"), "event": "request", **fields})
+
+
+def dropped_line(count: int) -> str:
+    """One JSON object that says how many lines before it are lost."""
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     return _encode({"time": time, "level": "WARNING", "event": "dropped", "lines": count})
 
@@ -144,9 +152,9 @@ def _encode(fields: dict[str, Any]) -> str:
 
 
 def _readable_audit(now: datetime, fields: Mapping[str, Any]) -> str:
-    """time method route status tokens outcome request id."""
+    """time method route status act target tokens outcome request id."""
     tokens = f"{fields.get('prompt_tokens') or 0}+{fields.get('completion_tokens') or 0} tokens"
-    shown = (fields.get(name) for name in ("method", "route", "status"))
+    shown = (fields.get(name) for name in ("method", "route", "status", "act", "target"))
     ended = (fields.get(name) for name in ("outcome", "request_id"))
     parts = (f"{now.astimezone():%H:%M:%S}", *shown, tokens, *ended)
     return escape(" ".join(str(part) for part in parts if part is not None))

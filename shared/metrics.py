@@ -11,6 +11,9 @@ from shared.contract.chat import Usage
 # Seconds until the first token; from an instant demo model to a long queue, or a long prompt on a CPU.
 _FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
+# Seconds for which an event loop stood still: from what a person notices to what a supervisor ends.
+_BLOCKED_BUCKETS = (0.25, 0.5, 1, 2.5, 5, 10, 30)
+
 
 class Counters:
     """A counter with labels. ``labels()`` of prometheus_client checks, converts and locks at every call; here each
@@ -38,6 +41,13 @@ class Metrics:
         self._tokens = self.counters("tokens", tokens, "direction")
         self.first_token = Histogram(
             f"{self._prefix}first_token_seconds", first_token, buckets=_FIRST_TOKEN_BUCKETS, registry=self._registry
+        )
+
+        self.loop_blocked = Histogram(
+            f"{self._prefix}loop_blocked_seconds",
+            "Times that the event loop stood still for more than 250 ms, and for how long",
+            buckets=_BLOCKED_BUCKETS,
+            registry=self._registry,
         )
 
     def counters(self, name: str, text: str, *labels: str) -> Counters:

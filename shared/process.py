@@ -1,8 +1,10 @@
-"""A deployable as a process: settings, log, event loop, signals, exit status."""
+"""A deployable as a process: settings, log, event loop, signals, what systemd hears, exit status."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -11,12 +13,15 @@ from typing import Protocol
 import uvloop
 from loguru import logger
 
+from shared.asgi.descriptors import raise_limit
 from shared.asgi.listener import CannotListen
 from shared.asgi.server import until_signalled
 from shared.garbage import settle_garbage
 from shared.logs import Logs, configure
+from shared.loop_watch import LoopWatch
 from shared.settings import Settings, SettingsError, load_settings
 from shared.state import StateError
+from shared.systemd import READY, STOPPING, Notifier
 from shared.tls import TlsError
 
 
@@ -26,15 +31,19 @@ class Deployable(Protocol):
     def reload(self) -> None: ...
     async def drain(self) -> None: ...
 
+    def blocked(self, seconds: float) -> None:
+        """The event loop stood still for so long."""
+        ...
+
 
 # Starts the deployable, and closes it when the block is left.
 Serve = Callable[[Settings, Logs], AbstractAsyncContextManager[Deployable]]
 
 
 def run(name: str, serve: Serve, refusals: tuple[type[Exception], ...], settings: Settings | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status: 0 after a drain, 78 when something must be mended first (a wrong
-    configuration is not worth a restart by a supervisor). ``refusals`` are the errors of ``serve`` that say in a
-    sentence what that is, beside those that every deployable has."""
+    """Serve until SIGTERM or SIGINT; the exit status: 0 after a drain, 130 for a SIGINT before it served, 78 when
+    something must be mended first (a wrong configuration is not worth a restart by a supervisor). ``refusals`` are the
+    errors of ``serve`` that say in a sentence what that is, beside those that every deployable has."""
     try:
         settings = settings or load_settings()
         logs = configure(settings.logs.level, settings.logs.format)
@@ -46,6 +55,8 @@ def run(name: str, serve: Serve, refusals: tuple[type[Exception], ...], settings
     except (CannotListen, SettingsError, StateError, TlsError, *refusals) as error:
         logger.error("the {} cannot start: {}", name, error)
         return os.EX_CONFIG
+    except KeyboardInterrupt:  # asked to stop before it served
+        return 128 + signal.SIGINT
     finally:
         logs.close()
     return os.EX_OK
@@ -53,5 +64,18 @@ def run(name: str, serve: Serve, refusals: tuple[type[Exception], ...], settings
 
 async def _run(serve: Serve, settings: Settings, logs: Logs) -> None:
     settle_garbage()
+    raise_limit()
+    notifier = Notifier(os.environ)
     async with serve(settings, logs) as deployable:
-        await until_signalled(deployable.drain, deployable.reload)
+
+        async def drain() -> None:
+            notifier.tell(STOPPING)
+            await deployable.drain()
+
+        watch = asyncio.create_task(LoopWatch(deployable.blocked, notifier).run(), name="loop watch")
+        notifier.tell(READY)
+        try:
+            await until_signalled(drain, deployable.reload)
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)

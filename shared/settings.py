@@ -18,7 +18,7 @@ from shared import model_names, settings_schema
 from shared.settings_edge import EdgeSettings, UpstreamSettings
 from shared.settings_fields import named
 from shared.settings_node import NodeSettings, RuntimeSettings
-from shared.settings_sections import LogSettings, PlanSettings, Section, TailscaleSettings, TlsSettings
+from shared.settings_sections import AuditSettings, LogSettings, PlanSettings, Section, TailscaleSettings, TlsSettings
 from shared.settings_sources import (
     Entry,
     Key,
@@ -32,6 +32,7 @@ from shared.settings_sources import (
 )
 
 __all__ = [
+    "AuditSettings",
     "EdgeSettings",
     "LogSettings",
     "NodeSettings",
@@ -54,6 +55,7 @@ class Settings(Section):
     tailscale: TailscaleSettings = Field(default_factory=TailscaleSettings)
     plans: dict[str, PlanSettings] = Field(default_factory=dict)
     logs: LogSettings = Field(default_factory=LogSettings)
+    audit: AuditSettings = Field(default_factory=AuditSettings)
     _state: Path = PrivateAttr(default_factory=lambda: state_folder(os.environ)[0])
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
     _sources: tuple[Path | None, Mapping[str, Any], Mapping[str, str]] = PrivateAttr(default=(None, {}, {}))

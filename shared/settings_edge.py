@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from shared import addresses
 from shared.settings_fields import (
     Bearer,
     Bytes,
     FromText,
+    HostName,
+    Https,
+    Limit,
     Listen,
     Network,
     NodeName,
     Origin,
     Seconds,
     SigningKey,
+    Texts,
     named,
 )
 from shared.settings_node import NODE_PORT
@@ -30,6 +35,13 @@ def _serve(text: str) -> str:
     if text not in ("auto", "off", "unix") and not addresses.is_loopback(addresses.split_listen(text)[0]):
         raise ValueError('is not loopback: tailscaled on this machine calls there, write "unix" or "127.0.0.1:8702"')
     return text
+
+
+def _store(url: SecretStr) -> SecretStr:
+    text = url.get_secret_value()
+    if text != "sqlite" and not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError('is no store: write "sqlite", or the URL of a Redis or Valkey server, redis://HOST:6379/0')
+    return url
 
 
 class UpstreamSettings(Section):
@@ -79,6 +91,63 @@ class UpstreamSettings(Section):
         return self
 
 
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA"]
+
+
+class OidcSettings(Section):
+    """Whoever shows a token of this issuer (Auth0, Keycloak, …) is let in. Without an issuer the door is shut."""
+
+    issuer: Https | None = Field(
+        default=None, description="Exactly as tokens name it in `iss`: `https://example.eu.auth0.com/`."
+    )
+    audience: Texts = Field(default=[], description="A token must be meant for one of these (`aud`).")
+    algorithms: Annotated[list[Algorithm], FromText] = Field(
+        default=["RS256"],
+        min_length=1,
+        description="How tokens may be signed: any of RS256, RS384, RS512, PS256, ES256, ES384, EdDSA.",
+    )
+    jwks_url: Https | None = Field(
+        default=None, description="Where the issuer's keys are. Without it, what the issuer's discovery document says."
+    )
+    plan: str = Field(default="member", description="The plan of callers whose token names none.")
+    plan_claim: str | None = Field(
+        default=None, description="The claim that names a caller's plan: `https://example.org/plan`."
+    )
+
+    @model_validator(mode="after")
+    def _meant_for_somebody(self) -> OidcSettings:
+        if self.issuer is not None and not self.audience:
+            raise ValueError(
+                "has an issuer and no audience, so a token for any other application of that issuer would do: write"
+                ' audience = ["https://chat.example.org"], as the issuer calls this edge'
+            )
+        return self
+
+
+class CloudflareAccessSettings(Section):
+    """Whoever Cloudflare Access let through is let in, by the token it adds. Without a team the door is shut."""
+
+    team: HostName | None = Field(default=None, description="The team's domain: `example.cloudflareaccess.com`.")
+    audience: Texts = Field(default=[], description="The tag (AUD) of the Access application; one of these.")
+    plan: str = Field(default="member", description="The plan of whoever comes in by it.")
+
+    @field_validator("team")
+    @classmethod
+    def _domain(cls, team: str | None) -> str | None:
+        if team is not None and not team.endswith(".cloudflareaccess.com"):
+            raise ValueError("is not the domain of a team: write example.cloudflareaccess.com")
+        return team
+
+    @model_validator(mode="after")
+    def _meant_for_somebody(self) -> CloudflareAccessSettings:
+        if self.team is not None and not self.audience:
+            raise ValueError(
+                "has a team and no audience, so a token for any other application of the team would do: write"
+                ' audience = ["…"], the AUD tag on the overview of the Access application'
+            )
+        return self
+
+
 class EdgeSettings(Section):
     """``[edge]``: the public side."""
 
@@ -96,7 +165,7 @@ class EdgeSettings(Section):
     )
     public_url: str | None = Field(
         default=None,
-        description="Scheme and host as callers see them: `https://chat.example.org`. Nothing depends on it yet.",
+        description="Scheme and host as callers see them: `https://chat.example.org`.",
     )
     allowed_origins: Annotated[list[Origin], FromText] = Field(
         default=[], description="Pages (scheme, host, port) that may get a token and call from a browser."
@@ -111,12 +180,56 @@ class EdgeSettings(Section):
     invites: bool = Field(
         default=False, description="Whether an invite gives a token: `hearthlink invite create` makes them."
     )
+    user_ids: bool = Field(
+        default=False,
+        description="Whether the header `X-User-Id` is believed, for developing: possible on loopback only.",
+    )
+    oidc: OidcSettings = Field(default_factory=OidcSettings)
+    cloudflare_access: CloudflareAccessSettings = Field(default_factory=CloudflareAccessSettings)
     anonymous_raw_models: bool = Field(
         default=False, description="Whether anonymous callers may name models; without it they get chat types only."
     )
     trusted_proxies: Annotated[list[Network], FromText] = Field(
         default=[],
         description="Addresses or networks of servers in front of the edge; their `X-Forwarded-For` is believed.",
+    )
+    allowed_hosts: Annotated[list[HostName], FromText] = Field(
+        default=[],
+        description="Names that callers may use for this edge (`Host`), besides the one of `public_url`. With neither:"
+        " any.",
+    )
+    allowed_addresses: Annotated[list[Network], FromText] = Field(
+        default=[], description="Addresses or networks that may call. Empty: all that are not denied."
+    )
+    denied_addresses: Annotated[list[Network], FromText] = Field(
+        default=[], description="Addresses or networks that may not call, even when they are allowed above."
+    )
+    exempt_origins: Annotated[list[Origin], FromText] = Field(
+        default=[],
+        description="Of `allowed_origins`, those whose callers do not count for `requests_per_minute_per_ip`.",
+    )
+    connections_per_ip: Limit = Field(
+        default=100,
+        description="Open connections of one address (of IPv6, one /64). Loopback and `trusted_proxies` have no limit.",
+    )
+    max_streams: int = Field(
+        default=2000, ge=1, le=100_000, description="Answers that run at once on this edge; more are refused with 503."
+    )
+    store: Annotated[SecretStr, AfterValidator(_store)] = Field(
+        default=SecretStr("sqlite"),
+        description="Where limits, keys and invites are: `sqlite`, a file in the state folder, for one edge; or"
+        " `redis://HOST:6379/0` (`rediss://` with TLS, `unix:///PATH`), which several edges can share.",
+    )
+    without_store: Literal["refuse", "count"] = Field(
+        default="refuse",
+        description="While that server does not answer, requests on plans with a daily quota are refused; `count`: each"
+        " edge counts for itself.",
+    )
+    store_timeout: Seconds = Field(
+        default=0.05,
+        ge=0.005,
+        le=5,
+        description="The longest a request waits for that server. Far more than its round trip is of no use.",
     )
     token_lifetime: Seconds = Field(
         default=600.0, ge=10, le=30 * DAY, description="How long a token of `POST /v1/token` is valid."
@@ -153,7 +266,8 @@ class EdgeSettings(Section):
     upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict, validate_default=True)
     signing_keys: Annotated[list[SigningKey], FromText] = Field(
         default=[],
-        description="They sign tokens: the last one, the others are still accepted. Empty: the state's `signing-keys`.",
+        description="They sign tokens: the last one, the others are still accepted. Empty: those that"
+        " `hearthlink key rotate` changes.",
     )
 
     @field_validator("public_url")
@@ -177,6 +291,16 @@ class EdgeSettings(Section):
         if not required and listen and not addresses.is_loopback(addresses.split_listen(listen)[0]):
             raise ValueError(f"may be off on loopback only, and edge.listen is {listen}: change one of them")
         return required
+
+    @field_validator("user_ids")
+    @classmethod
+    def _user_ids_on_this_machine_only(cls, believed: bool, info: ValidationInfo) -> bool:
+        listen, public_url = info.data.get("listen"), info.data.get("public_url")
+        if believed and listen and not addresses.is_loopback(addresses.split_listen(listen)[0]):
+            raise ValueError(f"lets anybody be anybody, so it needs loopback, and edge.listen is {listen}")
+        if believed and public_url and not addresses.is_loopback(urlsplit(public_url).hostname or ""):
+            raise ValueError(f"lets anybody be anybody, so it needs loopback, and edge.public_url is {public_url}")
+        return believed
 
     @field_validator("upstreams", mode="before")
     @classmethod

@@ -4,12 +4,13 @@ field each, with unit, default and bounds."""
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from shared import addresses
-from shared.settings_fields import AnyPath, Capability, Limit, Texts
+from shared.settings_fields import AnyPath, Bytes, Capability, Limit, Texts
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -93,11 +94,18 @@ class PlanSettings(Section):
 
     requests_per_minute: Limit = Field(
         default=None,
-        description='Requests to limited routes. `0`: none; `"unlimited"`: no limit; so for the next three.',
+        description='Requests to limited routes. `0`: none; `"unlimited"`: no limit; so for the next five.',
     )
     streams: Limit = Field(default=None, description="Answers that run at once.")
     tokens_per_day: Limit = Field(default=None, description="Prompt and answer together, from 00:00 UTC.")
     tokens_per_request: Limit = Field(default=None, description="The longest answer.")
+    tokens_per_day_together: Limit = Field(
+        default=None, description="Prompt and answer of all its callers together, from 00:00 UTC."
+    )
+    seats: Limit = Field(
+        default=None,
+        description="How many different callers it serves; a seat is free again a day after its caller's last request.",
+    )
     models: Texts = Field(default=[], description='Models that may be named; `"*"`: all.')
     chat_types: Texts = Field(default=[], description='Chat types that may be named; `"*"`: all.')
     scopes: Texts = Field(default=[], description="What a key or token of this plan may hold: `chat`, `admin`.")
@@ -113,3 +121,38 @@ class LogSettings(Section):
     format: Literal["auto", "json", "text"] = Field(
         default="auto", description="`auto`: text on a terminal, JSON lines anywhere else."
     )
+
+
+class AuditSettings(Section):
+    """``[audit]``: one line for each request and for each act of an admin."""
+
+    sink: str = Field(
+        default="log",
+        description="Where the lines go: `log`, with everything else; `stdout`; `journald`; or the absolute path of a"
+        " file.",
+    )
+    rotate_at: Bytes = Field(
+        default=100 * MIB, ge=64 * KIB, le=1024 * 1024 * MIB, description="A file of this size is put aside."
+    )
+    keep: int = Field(default=10, ge=1, le=1000, description="Files put aside that are kept.")
+    strict: bool = Field(
+        default=False,
+        description="Whether requests are refused while lines cannot be written. `false`: the edge serves on, keeps the"
+        " last lines in memory and raises an alarm.",
+    )
+
+    @field_validator("sink")
+    @classmethod
+    def _place(cls, sink: str) -> str:
+        if sink in ("log", "stdout", "journald"):
+            return sink
+        path = os.path.expanduser(sink)
+        if not os.path.isabs(path) or path.endswith("/"):
+            raise ValueError('is no sink: write "log", "stdout", "journald", or the absolute path of a file')
+        return path
+
+    @model_validator(mode="after")
+    def _noticed(self) -> AuditSettings:
+        if self.strict and self.sink == "log":
+            raise ValueError('has strict without a sink of its own: write sink = "/var/log/hearthlink/audit.log"')
+        return self

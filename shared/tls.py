@@ -58,6 +58,14 @@ def client_context(settings: TlsSettings) -> ssl.SSLContext:
     return _context(settings, server_side=False)
 
 
+def valid_until(settings: TlsSettings, *, server_side: bool) -> float:
+    """Unix seconds at which the certificate or its authority ends, whichever is first. Raises TlsError where they do
+    not work now."""
+    context = _context(settings, server_side=server_side)
+    assert settings.certificate is not None and settings.key is not None
+    return min(max(_ends(context)), _check(settings.certificate, settings.key, server_side))
+
+
 def refusal(error: BaseException) -> str:
     """Why a handshake failed with ``error``, as half a sentence about the other side ("it")."""
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -113,11 +121,16 @@ def _trust(context: ssl.SSLContext, authority: Path) -> None:
         context.load_verify_locations(authority)
     except ssl.SSLError:
         raise TlsError(f"{authority} holds no certificate in PEM: it must be the authority's own.") from None
-    ends = [ssl.cert_time_to_seconds(str(found["notAfter"])) for found in context.get_ca_certs()]
+    ends = _ends(context)
     if not ends:
         raise TlsError(f"{authority} is not the certificate of an authority (basicConstraints CA:TRUE).")
     if max(ends) < time.time():
         raise TlsError(f"The authority in {authority} has expired, and with it all that it issued. Make a new one.")
+
+
+def _ends(context: ssl.SSLContext) -> list[float]:
+    """Unix seconds at which each authority that ``context`` believes ends."""
+    return [ssl.cert_time_to_seconds(str(found["notAfter"])) for found in context.get_ca_certs()]
 
 
 def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
@@ -136,9 +149,9 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
         ) from None
 
 
-def _check(certificate: Path, key: Path, server_side: bool) -> None:
+def _check(certificate: Path, key: Path, server_side: bool) -> float:
     """Show the certificate to ourselves, in memory: the other side will refuse it for the same reasons, and its log is
-    on another machine. Raises TlsError."""
+    on another machine. Returns the Unix seconds at which it ends. Raises TlsError."""
     ours, theirs = _bare(server_side), _bare(not server_side)
     for context in (ours, theirs):
         context.load_cert_chain(certificate, key)
@@ -165,6 +178,7 @@ def _check(certificate: Path, key: Path, server_side: bool) -> None:
         }.get(getattr(error, "verify_code", 0), f"does not work ({_words(error)})")
         show = f"openssl x509 -in {certificate} -noout -dates -purpose"
         raise TlsError(f"The certificate in {certificate} {why}; `{show}` shows it.") from None
+    return ssl.cert_time_to_seconds(str((ends[1].getpeercert() or {})["notAfter"]))
 
 
 def _words(error: ssl.SSLError) -> str:

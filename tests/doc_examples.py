@@ -104,8 +104,8 @@ def in_language(*languages: str) -> list[Block]:
 class Place:
     """A folder that looks like a checkout to a block, and what the documents' names stand for there.
 
-    ``secrets`` are the key, token and invite that the documents write as ``hlk_…``, ``hlt_…`` and ``hli_…``;
-    ``origin`` is the page that a block in JavaScript believes it is in.
+    ``secrets`` are the key, token and invite that the documents write as ``hlk_…``, ``hlt_…`` and ``hli_…``, and
+    ``admin``, a key that administers, for ``$ADMIN_KEY``; ``origin`` is that of the page that a block in JavaScript is in.
     """
 
     folder: Path
@@ -153,7 +153,7 @@ class Place:
             ("https://edge.example.org", self.edge),
             ("http://127.0.0.1:8700", self.edge),
             ("http://127.0.0.1:8701", self.ops),
-            *((f"{prefix}…", secret) for prefix, secret in self.secrets.items()),
+            *((f"{prefix}…", secret) for prefix, secret in self.secrets.items() if prefix.endswith("_")),
         ):
             text = text.replace(written, meant)
         if block.language == "sh":  # as in "smoke URL --key KEY"
@@ -190,6 +190,7 @@ class Place:
             "PARSE": _PARSE,
             "KEY": self.secrets["hlk_"],
             "TOKEN": self.secrets["hlt_"],
+            "ADMIN_KEY": self.secrets["admin"],
             "EDGE_KEY": self.secrets["hlk_"],
             "HEARTHLINK_STATE": str(self.state),
             "HEARTHLINK_EDGE__LISTEN": self.edge.removeprefix("http://"),

@@ -13,7 +13,7 @@ import contextlib
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +22,9 @@ from typing import Any
 import aiohttp
 
 from edge.app import Edge, run_edge
-from edge.store import keys
-from edge.store.database import connect, open_for_admin
+from edge.store.sqlite import keys
+from edge.store.sqlite.database import connect, open_for_admin
+from edge.store.sqlite.store import SQLiteStore
 from node.app import Node, run_node
 from shared.contract.sse import Decoder, Event
 from shared.settings import Settings, load_settings
@@ -63,11 +64,11 @@ def from_elsewhere() -> dict[str, str]:
     return {"X-Forwarded-For": f"198.18.{random.randrange(256)}.{random.randrange(256)}"}
 
 
-def create_key(state: Path, plan: str = "owner", name: str | None = None) -> str:
+def create_key(state: Path, plan: str = "owner", name: str | None = None, *, scopes: Sequence[str] = ("chat",)) -> str:
     """An API key, made as the command line makes it; an edge that runs already sees it within a second."""
     connection = open_for_admin(StateDir(state).database)
     try:
-        return keys.create(connection, name or f"test-{plan}-{time.time_ns()}", plan, ("chat",))
+        return keys.create(connection, name or f"test-{plan}-{time.time_ns()}", plan, scopes)[1]
     finally:
         connection.close()
 
@@ -143,9 +144,9 @@ class Pair:
             assert response.status == 200, await response.text()
             return (await response.json())["token"]
 
-    async def new_key(self, plan: str = "owner") -> str:
+    async def new_key(self, plan: str = "owner", *, scopes: Sequence[str] = ("chat",)) -> str:
         """A key that the edge knows already."""
-        key = create_key(self.state, plan)
+        key = create_key(self.state, plan, scopes=scopes)
         await wait_until(lambda: self._knows(key), 2)
         return key
 
@@ -161,7 +162,7 @@ class Pair:
     def open_work(self) -> dict[str, int]:
         """What is under way, by place; every value is 0 when nothing is."""
         sessions = [session for upstream in self.edge.services.upstreams.all for session in upstream.sessions]
-        turns = self.node.services.turns
+        turns, store = self.node.services.turns, self.edge.services.store
         return {
             "chats at the edge": len(self.edge.services.chats),
             "streams on the edge's links": sum(session.streams for session in sessions),
@@ -170,7 +171,7 @@ class Pair:
             "slots taken": turns.running,
             "places in the queue": turns.queued,
             "reservations": len(self.ledger().reserved),
-            "writes of the ledger": int(self.edge.services.store._journal.dirty),
+            "writes of the ledger": int(isinstance(store, SQLiteStore) and store._journal.dirty),
         }
 
     async def idle(self, seconds: float = 5.0) -> None:

@@ -17,7 +17,7 @@ from bench.__main__ import main
 from bench.client import Wave
 from bench.processes import BenchError, Cpus, Result, run_load
 from bench.report import Figure, table
-from bench.sections import Bench
+from bench.sections import Bench, by_store
 from bench.targets import Target, direct, upstream
 from tests.fake_runtime import CHAT, FakeRuntime
 from tests.tailnet import requirements
@@ -79,6 +79,22 @@ def test_cpu_time_of_a_process_is_its_own() -> None:
         pass
     assert procfs.cpu_seconds(os.getpid()) - before == pytest.approx(time.process_time() - start, abs=0.03)
     assert procfs.family(os.getpid())[0] == os.getpid()
+
+
+def test_what_redis_uses_itself_is_shown_and_not_taken_for_the_pairs() -> None:
+    cpu = {"edge": 0.001, "node": 0.002}
+    wave = {"good": 10}
+
+    def result(**more: float) -> Result:
+        return Result([wave], {**cpu, **more}, {}, 1.0, 0.0, 0.0, False)
+
+    found = {"nginx": [result()], "hearthlink": [result()], "redis": [result(redis=0.009)]}
+    rows = by_store("CPU per answer", "≤ 300 µs", found, lambda seen: seen.waves[0]["good"], 300)
+    assert [(row.name, row.measured, row.parts, row.met) for row in rows] == [
+        ("CPU per answer, SQLite", "300.0 µs", "100 + 200", True),
+        ("CPU per answer, Redis", "300.0 µs", "100 + 200", True),
+        ("CPU per answer, Redis itself", "900.0 µs", "", None),
+    ]
 
 
 def test_the_table_leaves_out_what_nobody_measured() -> None:

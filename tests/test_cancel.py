@@ -179,6 +179,7 @@ async def test_the_owner_stops_a_waiting_chat(tmp_path: Path) -> None:
         assert len(runtime.chats) == 1
 
 
+@pytest.mark.case("B33")
 async def test_somebody_elses_chat_looks_like_none(shared_pair: Pair, shared_runtime: FakeRuntime) -> None:
     other = await shared_pair.new_key("owner")
     shared_runtime.script = normal(10, 0.03)
@@ -197,6 +198,7 @@ async def stop(pair: Pair, chat_id: str, key: str | None = None) -> int:
         return response.status
 
 
+@pytest.mark.case("B25")
 async def test_a_revoked_key_ends_what_it_started(shared_pair: Pair, shared_runtime: FakeRuntime) -> None:
     shared_runtime.script = "stall_mid_stream"
     key = await shared_pair.new_key("owner")

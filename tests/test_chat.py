@@ -204,6 +204,7 @@ async def test_a_good_request_id_goes_all_the_way(shared_pair: Pair, shared_runt
     assert shared_pair.audit[-1]["request_id"] == given
 
 
+@pytest.mark.case("A14")
 @pytest.mark.parametrize("given", ["short", "x" * 65, "has space in it", "has;semicolon", 'quote"quote', "ünïcödé-id"])
 async def test_any_other_request_id_is_replaced(shared_pair: Pair, shared_runtime: FakeRuntime, given: str) -> None:
     answer = await ask(shared_pair, NATIVE, {"X-Request-Id": given})

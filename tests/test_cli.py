@@ -16,8 +16,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from edge.store.database import open_for_admin
 from edge.store.keys import KeyRing
+from edge.store.sqlite import keys
+from edge.store.sqlite.database import open_for_admin
 from edge.tokens import Tokens
 from hearthlink.__main__ import main
 from hearthlink.output import printable
@@ -128,7 +129,7 @@ def test_a_key_is_printed_once_and_kept_as_a_hash(state: Path, capsys: pytest.Ca
     connection = open_for_admin(StateDir(state).database)
     try:
         ring = KeyRing()
-        ring.load(connection)
+        ring.load(keys.rows(connection))
         assert ring.lookup(key).plan == "owner"
         assert key.encode() not in StateDir(state).database.read_bytes()
     finally:
@@ -258,7 +259,7 @@ def test_invite_errors_say_what_to_do(
 
 def test_a_minted_token_is_the_edge_s(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     minted = run_json(capsys, "token", "mint", "ci", "--hours", "1.5")
-    principal = Tokens(StateDir(state).signing_keys(), 600).verify(minted["token"])
+    principal = Tokens(StateDir(state).signing_keys().verifying, 600).verify(minted["token"])
     assert (principal.id, principal.kind, principal.plan) == ("token_ci", "token", "member")
     assert principal.scopes == ("chat",) and principal.origin is None and minted["expires_in"] == 5400
     status, out, err = run(capsys, "token", "mint", "ci", "--hours", "1", "--plan", "owner")
@@ -268,7 +269,7 @@ def test_a_minted_token_is_the_edge_s(state: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("a b", "--hours", "1"), "is not a name for a token"),
+        (("a b", "--hours", "1"), "There can be no token for 'a b'"),
         (("x", "--hours", "1", "--plan", "gold"), "There is no plan 'gold'"),
         (("x", "--hours", "0"), "--hours"),
         (("x", "--hours", "100000"), "--hours"),

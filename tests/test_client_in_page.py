@@ -98,6 +98,7 @@ async def test_who_leaves_frees_the_slot(visitor: Visitor, tmp_path: Path, how: 
         await pair.idle()
 
 
+@pytest.mark.case("B23")
 async def test_tabs_share_a_token_and_its_renewal(visitor: Visitor, tmp_path: Path) -> None:
     async with FakeRuntime() as runtime, site(runtime, tmp_path) as (pair, origin):
         pair.edge.services.tokens._lifetime = 2  # seconds

@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel, Field
 from starlette.routing import Route, Router
 
-from edge.app import create_app
+from edge.api.routes import create_app
 from edge.plans import Plan, built_in
 from edge.upstreams.reach import Cause
 from hearthlink.reference import markdown
@@ -65,11 +65,11 @@ async def test_routes_are_the_edges(pair: Pair, monkeypatch: pytest.MonkeyPatch)
     """Each route of the edge stands in the page, and no other one does."""
     routes: list[Any] = []
 
-    def router(given: list[Any]) -> Router:
+    def router(given: list[Any], **options: Any) -> Router:
         routes.extend(given)
-        return Router(given)
+        return Router(given, **options)
 
-    monkeypatch.setattr("edge.app.Router", router)
+    monkeypatch.setattr("edge.api.routes.Router", router)
     create_app(pair.edge.services, pair.edge.audit)
     real = {
         f"{method} {route.path.replace(':path', '')}"

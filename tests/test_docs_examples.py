@@ -82,7 +82,7 @@ async def served(
 ) -> AsyncIterator[tuple[Pair, FakeRuntime]]:
     """A pair for all examples; ``[plans]`` as they are but for the number of requests."""
     state = tmp_path_factory.mktemp("state")
-    settings = {"allowed_origins": [ORIGIN, pages[1]], "requests_per_minute_per_ip": 1000}
+    settings = {"allowed_origins": [ORIGIN, pages[1]], "requests_per_minute_per_ip": 1000, "user_ids": True}
     plans = {"anonymous": MANY, "member": MANY}
     async with FakeRuntime() as runtime, running_pair(runtime.url, state=state, edge=settings, plans=plans) as pair:
         yield pair, runtime
@@ -92,15 +92,18 @@ async def served(
 async def secrets(served: tuple[Pair, FakeRuntime]) -> dict[str, str]:
     pair, _ = served
     key = await pair.new_key("member")
+    admin = await pair.new_key("owner", scopes=("admin",))
     async with pair.post("/v1/token", {}) as response:
         token = (await response.json())["token"]
-    return {"hlk_": key, "hlt_": token}
+    return {"hlk_": key, "hlt_": token, "admin": admin}
 
 
-@pytest.fixture
-def place(served: tuple[Pair, FakeRuntime], secrets: dict[str, str], tmp_path: Path) -> Place:
+@pytest_asyncio.fixture(loop_scope="module")
+async def place(served: tuple[Pair, FakeRuntime], secrets: dict[str, str], tmp_path: Path) -> Place:
     pair, runtime = served
     runtime.script = "normal"
+    # The edge hears of what a block opened again within a second.
+    await wait_until(lambda: pair.edge.services.store.records.maintenance is None, 2)
     place = Place(tmp_path, pair.state, pair.url, pair.ops_url, ORIGIN, secrets)
     place.prepare()
     return place

@@ -337,6 +337,18 @@ async def test_an_old_version_a_drain_and_a_full_disk_are_told(tmp_path: Path) -
     assert "0.0.1" in lines[0].text and "stopping" in lines[1].text and "disk I/O error" in lines[2].text
 
 
+async def test_an_edge_that_is_closed_is_told(tmp_path: Path) -> None:
+    health = {"status": "maintenance", "version": "0.1.0", "nodes": []}
+    async with (
+        serving_json({"/healthz": health}) as place,
+        machine_with(tmp_path, edge={"ops_listen": place}) as machine,
+    ):
+        closed = (await edge.process(machine))[-1]
+        asked = only(await stream.stream(machine), "stream")
+    assert (closed.state, closed.mend) == ("warning", "hearthlink maintenance off")
+    assert asked.state == "absent" and "closed to all but admins" in asked.text
+
+
 async def test_a_public_listener_that_does_not_answer_is_told(tmp_path: Path) -> None:
     health = {"status": "ok", "version": "1", "nodes": []}
     async with (

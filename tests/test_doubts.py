@@ -28,13 +28,22 @@ WELL = {"public_url": PUBLIC, "allowed_origins": [PUBLIC], "trusted_proxies": ["
         ({**WELL, "trusted_proxies": []}, ["edge.trusted_proxies"]),
         ({**WELL, "trusted_proxies": [], "listen": "0.0.0.0:443"}, []),
         ({"public_url": PUBLIC}, ["edge.allowed_origins", "edge.trusted_proxies"]),
+        ({"allowed_origins": [PUBLIC], "exempt_origins": [PUBLIC]}, []),
+        ({"exempt_origins": [PUBLIC]}, ["edge.exempt_origins"]),
+        ({"denied_addresses": ["203.0.113.7"]}, ["edge.denied_addresses"]),
+        ({"allowed_addresses": ["203.0.113.7"], "trusted_proxies": ["127.0.0.1"]}, []),
+        ({"allowed_addresses": ["203.0.113.7"], "listen": "0.0.0.0:443"}, []),
+        ({"oidc": {"issuer": "https://example.org", "audience": ["a"], "plan": "gone"}}, ["[plans.gone]"]),
+        ({"oidc": {"issuer": "https://example.org", "audience": ["a"], "plan": "owner"}}, []),
+        ({"oidc": {"plan": "gone"}}, []),
+        ({"cloudflare_access": {"team": "x.cloudflareaccess.com", "audience": ["a"], "plan": "x"}}, ["[plans.x]"]),
         ({"upstreams": {"x": {"url": "ws://100.64.0.2:8001/link"}}}, ["edge.upstreams.x.url"]),
         ({"upstreams": {"x": {"url": "ws://gpu.tail1.ts.net:8001/link"}}}, ['write node = "gpu.tail1.ts.net"']),
         ({"upstreams": {"x": {"node": "gpu"}, "y": {"url": "ws://127.0.0.1:8001/link"}}}, []),
     ],
 )
 def test_each_doubt_names_its_setting(tmp_path: Path, edge: dict[str, Any], named: list[str]) -> None:
-    said = list(doubts(settings_for(tmp_path, {"edge": edge}).edge))
+    said = list(doubts(settings_for(tmp_path, {"edge": edge})))
     assert len(said) == len(named)
     assert all(name in sentence for name, sentence in zip(named, said, strict=True))
 

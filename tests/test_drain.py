@@ -48,6 +48,7 @@ def last_error(stream: bytes) -> str:
     return json.loads(events_of(stream)[-1].data)["error"]["code"]
 
 
+@pytest.mark.case("E61")
 async def test_running_streams_finish_and_new_ones_are_refused(tmp_path: Path) -> None:
     async with FakeRuntime(normal(40, 0.05)) as runtime, running_processes(runtime.url, tmp_path) as pair:
         streams = [await opened(pair, path) for path in (NATIVE, OPENAI)]
@@ -72,6 +73,7 @@ async def test_running_streams_finish_and_new_ones_are_refused(tmp_path: Path) -
         assert (list(pair.ledger().used.values()), pair.ledger().reserved) == ([3 * 47], {})
 
 
+@pytest.mark.case("E61")
 async def test_streams_that_do_not_finish_are_told(tmp_path: Path) -> None:
     environ = {"HEARTHLINK_EDGE__DRAIN_TIMEOUT": "1"}
     async with (

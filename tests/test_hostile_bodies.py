@@ -7,16 +7,19 @@ import json
 import string
 import time
 import uuid
+from collections.abc import AsyncIterator
 from hashlib import sha256
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from itsdangerous import Signer
 
 from edge.principals import Principal
 from edge.tokens import Tokens
 from shared.state import StateDir
 from tests.fake_runtime import FakeRuntime
+from tests.invariants import unharmed
 from tests.pair import ORIGIN, Pair, from_elsewhere, question
 from tests.raw_http import RawClient
 
@@ -26,6 +29,12 @@ NATIVE = "/v1/chat"
 OPENAI = "/v1/chat/completions"
 MIB = 1 << 20
 SECRET = "a sentence that nobody may see again"
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def nothing_is_left(shared_pair: Pair) -> AsyncIterator[None]:
+    async with unharmed(shared_pair):
+        yield
 
 
 async def refused(
@@ -45,6 +54,7 @@ def said(content: str) -> bytes:
     return b'{"messages":[{"role":"user","content":%s}]}' % content.encode()
 
 
+@pytest.mark.case("A1", "A2", "A4", "A5", "A13")
 @pytest.mark.parametrize("path", [NATIVE, OPENAI, "/v1/token"])
 @pytest.mark.parametrize(
     "body",
@@ -57,7 +67,7 @@ def said(content: str) -> bytes:
         pytest.param(b"5", id="number"),
         pytest.param(b"{} {}", id="two values"),
         pytest.param(b"{'messages': []}", id="single quotes"),
-        pytest.param(b'{"a":' * 900 + b"1" + b"}" * 900, id="deep objects"),
+        pytest.param(b'{"a":' * 65 + b"1" + b"}" * 65, id="65 levels"),
         pytest.param(b'{"a":[NaN]}', id="NaN"),
         pytest.param(b'{"a":Infinity}', id="Infinity"),
         pytest.param(b'{"a":-Infinity}', id="-Infinity"),
@@ -82,15 +92,12 @@ def said(content: str) -> bytes:
 async def test_what_is_not_one_plain_json_object(
     shared_pair: Pair, shared_runtime: FakeRuntime, path: str, body: bytes
 ) -> None:
-    if b'{"a":{"a":' in body and path == "/v1/token":
-        body = body[: 5 * 200] + b"1" + b"}" * 200
     status, error = await refused(shared_pair, path, body)
-    assert (status, error["type"]) == (400, "invalid_request_error")
-    # Depth that the parser can bear is for the fields to judge.
-    assert error["code"] == "invalid_json" or b'{"a":{"a":' in body
+    assert (status, error["type"], error["code"]) == (400, "invalid_request_error", "invalid_json")
     assert not shared_runtime.chats
 
 
+@pytest.mark.case("A3", "A4")
 @pytest.mark.parametrize("path", [NATIVE, OPENAI])
 @pytest.mark.parametrize(
     "body",
@@ -108,6 +115,7 @@ async def test_depth_and_digits(shared_pair: Pair, shared_runtime: FakeRuntime, 
     assert not shared_runtime.chats
 
 
+@pytest.mark.case("A18")
 @pytest.mark.parametrize("path", [NATIVE, OPENAI])
 @pytest.mark.parametrize(
     ("field", "values"),
@@ -142,6 +150,7 @@ async def test_values_out_of_bounds(
     assert not shared_runtime.chats
 
 
+@pytest.mark.case("A18")
 @pytest.mark.parametrize(
     ("path", "fields", "param"),
     [
@@ -188,6 +197,7 @@ async def test_a_refusal_never_quotes_what_was_said(shared_pair: Pair) -> None:
     assert SECRET not in json.dumps(error)
 
 
+@pytest.mark.case("A15", "A16")
 @pytest.mark.parametrize(
     "headers",
     [
@@ -217,6 +227,7 @@ async def test_json_by_other_spellings_is_json(shared_pair: Pair, kind: str) -> 
         assert (await raw.head()).status == 200
 
 
+@pytest.mark.case("A6")
 async def test_a_body_over_the_limit(shared_pair: Pair, shared_runtime: FakeRuntime) -> None:
     fitting = said('"hi"').ljust(MIB)
     headers = {"Content-Type": "application/json", **from_elsewhere(), **shared_pair.bearer()}
@@ -232,6 +243,7 @@ async def test_a_body_over_the_limit(shared_pair: Pair, shared_runtime: FakeRunt
     assert not shared_runtime.chats
 
 
+@pytest.mark.case("A6")
 @pytest.mark.parametrize(("path", "limit"), [(NATIVE, MIB), ("/v1/token", 4096)])
 async def test_a_chunked_body_over_the_limit_is_refused_while_it_is_read(
     shared_pair: Pair, path: str, limit: int
@@ -240,8 +252,8 @@ async def test_a_chunked_body_over_the_limit_is_refused_while_it_is_read(
     headers |= from_elsewhere()
     async with await RawClient.connect(shared_pair.url) as raw:
         await raw.request("POST", path, headers)
-        for _ in range(limit // 4096 + 1):  # and no end of it
-            await raw.send(b"1000\r\n" + b"x" * 4096 + b"\r\n")
+        await raw.send((b"1000\r\n" + b"x" * 4096 + b"\r\n") * (limit // 4096))
+        await raw.send(b"1\r\nx\r\n")  # one byte over it, and no end of the body
         head = await raw.head()
         assert (head.status, (await raw.json())["error"]["code"]) == (413, "payload_too_large")
 
@@ -250,7 +262,7 @@ async def test_a_chunked_body_over_the_limit_is_refused_while_it_is_read(
 
 
 def _signed(pair: Pair, salt: bytes, claims: dict[str, Any]) -> str:
-    keys = StateDir(pair.state).signing_keys()
+    keys = pair.edge.services.store.records.signing_keys.verifying
     payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=")
     signer = Signer(keys, salt=salt, key_derivation="hmac", digest_method=sha256)
     return "hlt_" + signer.sign(payload).decode()
@@ -258,7 +270,7 @@ def _signed(pair: Pair, salt: bytes, claims: dict[str, Any]) -> str:
 
 def _tokens(pair: Pair, at: float = 0.0, keys: list[str] | None = None) -> str:
     """A token of the edge's own making, as if minted ``at`` seconds from now."""
-    tokens = Tokens(keys or StateDir(pair.state).signing_keys(), 600, now=lambda: time.time() + at)
+    tokens = Tokens(keys or pair.edge.services.store.records.signing_keys.verifying, 600, now=lambda: time.time() + at)
     return tokens.mint(Principal("somebody", "token", "owner", ("chat",)))[0]
 
 
@@ -279,10 +291,11 @@ async def status_of(pair: Pair, authorization: str, method: str = "GET", path: s
         return head.status, answer.get("error", {}).get("code")
 
 
+@pytest.mark.case("B24")
 async def test_a_token_of_ours_opens(shared_pair: Pair) -> None:
     """What makes the refusals below mean something."""
     assert await status_of(shared_pair, f"Bearer {_tokens(shared_pair)}") == (200, None)
-    claims = {"sub": "a", "kind": "token", "plan": "owner", "scp": ["chat"], "jti": "j", "iat": 0, "exp": 2**40}
+    claims = {"sub": "a", "kind": "token", "plan": "owner", "scp": ["chat"], "jti": "j", "iat": 1, "exp": 2**40}
     assert await status_of(shared_pair, f"Bearer {_signed(shared_pair, b'hearthlink.access.v1', claims)}") == (
         200,
         None,
@@ -290,6 +303,7 @@ async def test_a_token_of_ours_opens(shared_pair: Pair) -> None:
     assert await status_of(shared_pair, f"bearer {_tokens(shared_pair, at=20)}") == (200, None)  # a clock that is ahead
 
 
+@pytest.mark.case("B19", "B20", "B21", "B22")
 async def test_tokens_that_are_forged_or_for_something_else(shared_pair: Pair) -> None:
     token = _tokens(shared_pair)
     payload, _, signature = token.removeprefix("hlt_").rpartition(".")
@@ -329,6 +343,7 @@ async def test_tokens_that_are_forged_or_for_something_else(shared_pair: Pair) -
         assert await status_of(shared_pair, f"Bearer {text}") == (401, "invalid_token"), text
 
 
+@pytest.mark.case("B23", "B24")
 async def test_tokens_of_another_time(shared_pair: Pair) -> None:
     assert await status_of(shared_pair, f"Bearer {_tokens(shared_pair, at=-601)}") == (401, "token_expired")
     assert await status_of(shared_pair, f"Bearer {_tokens(shared_pair, at=300)}") == (401, "invalid_token")
@@ -346,6 +361,7 @@ async def test_two_credentials_are_one_too_many(shared_pair: Pair) -> None:
     assert both == (400, "invalid_request")
 
 
+@pytest.mark.case("B28")
 async def test_a_credential_in_the_url_gives_no_token(shared_pair: Pair) -> None:
     for query in ("invite=hli_x", f"key={shared_pair.key}"):
         for credential in ({}, shared_pair.bearer()):
@@ -354,6 +370,7 @@ async def test_a_credential_in_the_url_gives_no_token(shared_pair: Pair) -> None
                 assert response.status == 400, query
 
 
+@pytest.mark.case("B28")
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 async def test_a_credential_in_the_url_is_refused(shared_pair: Pair, method: str) -> None:
     path = {"GET": "/v1/me", "POST": NATIVE, "DELETE": NATIVE + "/" + uuid.uuid4().hex}[method]
@@ -371,6 +388,7 @@ async def test_a_credential_in_the_url_is_refused(shared_pair: Pair, method: str
     assert shared_pair.key not in json.dumps(shared_pair.audit)
 
 
+@pytest.mark.case("B29")
 @pytest.mark.parametrize(
     "origin",
     [
@@ -399,6 +417,7 @@ async def test_an_address_typed_by_a_person_gets_no_token(shared_pair: Pair) -> 
             assert response.status == status, site
 
 
+@pytest.mark.case("B29")
 async def test_a_pages_token_is_locked_to_its_origin(shared_pair: Pair, shared_runtime: FakeRuntime) -> None:
     token = await shared_pair.token()
     for origin, status in ((None, 403), ("http://evil.test", 403), ("null", 403), (ORIGIN, 200)):

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from loguru import logger
 
+from shared.log_outputs import Stream
 from shared.log_writer import LogWriter
 from shared.logs import Logs, configure, escape
 
@@ -163,22 +164,28 @@ def test_values_that_are_not_json_do_not_raise(start: Start, log: Path) -> None:
     assert [line["status"] for line in lines(log)] == [200, "200"]
 
 
-def full_pipe() -> tuple[int, int]:
-    """Both ends of a pipe that takes nothing more."""
-    reader, writer = os.pipe()
+def fill(writer: int) -> None:
+    """Write to a pipe until it takes nothing more."""
     os.set_blocking(writer, False)
     try:
         while True:
             os.write(writer, b"x" * 4096)
     except BlockingIOError:
         os.set_blocking(writer, True)
+
+
+def full_pipe() -> tuple[int, int]:
+    """Both ends of a pipe that takes nothing more."""
+    reader, writer = os.pipe()
+    fill(writer)
     return reader, writer
 
 
+@pytest.mark.case("E64")
 def test_a_blocked_pipe_drops_and_counts_and_never_stalls() -> None:
     reader, writer = full_pipe()
     with os.fdopen(writer, "w") as stream:
-        log = LogWriter(stream, notice=lambda count: f"dropped {count}")
+        log = LogWriter(Stream(stream), notice=lambda count: f"dropped {count}")
         began = time.perf_counter()
         for number in range(20_000):
             log.put(f"line {number}")
@@ -200,7 +207,7 @@ def test_a_pipe_without_a_reader_costs_lines_only() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stream:
-        log = LogWriter(stream, notice=lambda count: f"dropped {count}")
+        log = LogWriter(Stream(stream), notice=lambda count: f"dropped {count}")
         log.put("one")
         log.close(timeout=5)
         assert log.dropped == 1
@@ -214,6 +221,7 @@ def test_a_process_that_forgets_to_close_still_writes_its_last_lines() -> None:
     assert [json.loads(line)["status"] for line in run.stderr.splitlines()] == [200, 201]
 
 
+@pytest.mark.case("E64")
 def test_a_process_whose_log_is_blocked_still_ends() -> None:
     reader, writer = full_pipe()
     code = "from shared.logs import configure; l = configure(); l.audit({'status': 200}); l.close()"

@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Locator, Response, expect
 
-from edge.store import invites
-from edge.store.database import open_for_admin
+from edge.store.sqlite import invites
+from edge.store.sqlite.database import open_for_admin
 from edge.tokens import Tokens
 from shared.state import StateDir
 from tests.browser import Visitor, visiting
@@ -39,7 +39,7 @@ async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
 def new_invite(state: Path, uses: int = 1) -> str:
     connection = open_for_admin(StateDir(state).database)
     try:
-        return invites.create(connection, "member", uses, int(time.time()) + 3600, None)
+        return invites.create(connection, "member", uses, int(time.time()) + 3600, None)[1]
     finally:
         connection.close()
 

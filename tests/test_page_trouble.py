@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Route, expect
 
+from edge.store.records import Maintenance
 from tests.browser import Visitor, free_port
 from tests.chat_page import ChatPage, pair_with_page
 from tests.fake_runtime import FakeRuntime
@@ -30,6 +31,31 @@ WHOLE = text(5).strip()
 async def site(runtime: FakeRuntime, state: Path, **more: Any) -> AsyncIterator[Pair]:
     async with runtime, pair_with_page(runtime.url, state=state, **more) as pair:
         yield pair
+
+
+# -- closed ------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_owners_message_is_shown_while_the_edge_is_closed(visitor: Visitor, tmp_path: Path) -> None:
+    """To who opens the page then, and to who had it open; nobody has to load it again afterwards."""
+    async with site(FakeRuntime(), tmp_path) as pair:
+        store, early = pair.edge.services.store, await ChatPage.open(visitor, pair)
+        async with pair.edge.services.admin() as admin:
+            await admin.set_maintenance(Maintenance("Back at 15:00 UTC.", 0))
+            await wait_until(lambda: store.records.maintenance)
+            visitor.expects("status of 503")
+            await early.ask()
+            await expect(early.problem).to_contain_text("Back at 15:00 UTC.")
+            await expect(early.problem).to_have_attribute("data-code", "maintenance")
+            late = await ChatPage.open(visitor, pair, "asleep")
+            await expect(late.tab.locator("#refusal")).to_have_text("Closed for a while. Back at 15:00 UTC.")
+            await admin.set_maintenance(None)
+            await wait_until(lambda: store.records.maintenance is None)
+        await late.is_("ready")
+        await expect(late.tab.locator("#refusal")).to_be_empty()
+        for page in (early, late):
+            await page.ask()
+            await expect(page.text).to_have_text(WHOLE)
 
 
 # -- limits -----------------------------------------------------------------------------------------------------------

@@ -145,6 +145,18 @@ async def test_the_smallest_limit_on_an_answer_counts(
             assert runtime.chats[-1].json["max_tokens"] == sent
 
 
+async def test_a_longest_answer_of_nothing_is_no_answer(shared_runtime: FakeRuntime, tmp_path: Path) -> None:
+    """0 is none at all here as in every limit; a runtime takes it for no limit."""
+    key = create_key(tmp_path, "mute")
+    async with running_pair(shared_runtime.url, state=tmp_path, plans={"mute": {"tokens_per_request": 0}}) as pair:
+        asked: list[dict[str, Any]] = [{}, {"max_tokens": 5}]
+        for fields in asked:
+            async with pair.post(NATIVE, question(**fields), key=key) as response:
+                assert (response.status, (await response.json())["error"]["code"]) == (429, "quota_exceeded")
+                assert response.headers["x-should-retry"] == "false"
+        assert shared_runtime.chats == []
+
+
 async def test_an_answer_that_passes_its_limit_is_ended(shared_pair: Pair, shared_runtime: FakeRuntime) -> None:
     """Ollama is reported to ignore max_tokens."""
     shared_runtime.script = normal(20, 0.02)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 from pydantic import BaseModel
 
-from edge.plans import Plan, built_in, plans_from
+from edge.plans import built_in, plan_for, plans_from
 
 
 class Written(BaseModel):
@@ -37,7 +39,7 @@ def test_the_built_in_plans() -> None:
 
 def test_only_what_is_written_down_changes() -> None:
     plan = plans_from({"anonymous": Written(tokens_per_day=5)})["anonymous"]
-    assert plan == Plan("anonymous", 20, 2, 5, 1024)
+    assert plan == replace(built_in()["anonymous"], tokens_per_day=5)
 
 
 def test_nothing_and_no_limit_are_written_down_too() -> None:
@@ -54,3 +56,12 @@ def test_a_new_plan_is_bounded_where_nothing_is_said() -> None:
 
 def test_any_object_with_the_fields_will_do() -> None:
     assert plans_from({"owner": SimpleNamespace(streams=3)})["owner"].streams == 3
+
+
+def test_a_credential_gets_no_more_than_its_plan_has() -> None:
+    plans = plans_from({"beta": Written(scopes=["chat", "admin"])})
+    assert plan_for(plans, "beta", ["admin"]) is plans["beta"]
+    with pytest.raises(ValueError, match=r"There is no plan 'gold'\. There are: anonymous, beta, member, owner\."):
+        plan_for(plans, "gold")
+    with pytest.raises(ValueError, match=r"The plan member does not have the scope 'admin'\. It has: chat\."):
+        plan_for(plans, "member", ["chat", "admin"])

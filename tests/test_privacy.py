@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from shared.state import StateDir
 from tests.fake_runtime import Exchange, FakeRuntime
 from tests.fake_scripts import DONE, chunk, role_chunk
@@ -35,6 +37,7 @@ async def told(pair: Processes, path: str, payload: Any, headers: dict[str, str]
         return await response.read()
 
 
+@pytest.mark.case("B28")
 async def test_no_log_holds_what_was_said_or_who_may(tmp_path: Path) -> None:
     prompt, answer, fact, later = mark("PROMPT"), mark("ANSWER"), mark("FACT"), mark("LATER")
 
@@ -121,7 +124,7 @@ async def test_no_log_holds_what_was_said_or_who_may(tmp_path: Path) -> None:
             "key": pair.key,
             "key's secret": pair.key[len("hlk_000000000000_") :],
             "node token": state.node_token(),
-            **{f"signing key {number}": key for number, key in enumerate(state.signing_keys())},
+            **{f"signing key {number}": key for number, key in enumerate(state.signing_keys().verifying)},
         }
         for name, log in logs.items():
             for what, secret in secrets_of.items():

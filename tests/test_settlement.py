@@ -242,6 +242,7 @@ async def ask(pair: Processes, key: str | None = None, **fields: Any) -> int:
         return response.status
 
 
+@pytest.mark.case("E62")
 async def test_kill_9_of_the_edge(shared_runtime: FakeRuntime, tmp_path: Path) -> None:
     """Settled chats are kept, open ones are settled at their estimate at the next start, and only at that one."""
     async with running_processes(shared_runtime.url, tmp_path) as pair:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
@@ -71,6 +72,34 @@ def test_vectors_are_usable_elsewhere() -> None:
 @given(STREAM, st.data())
 def test_any_split_gives_the_same_events(stream: bytes, data: st.DataObject) -> None:
     assert decode(slices_of(data, stream)) == decode([stream])
+
+
+def by_the_standard(stream: bytes) -> list[Event]:
+    """WHATWG HTML §9.2.6 read word by word over the whole stream, and the ``error`` field that we add to it; ids do
+    not last beyond their event, because nobody here reconnects by itself."""
+    text = stream.decode("utf-8", "replace").removeprefix("\ufeff")
+    lines = re.split("\r\n|\n|\r", text)[:-1]  # a line that nothing ends is dropped
+    found: list[Event] = []
+    fields: dict[str, str] = {}
+    for line in lines:
+        if not line:
+            if "data" in fields or "error" in fields:
+                data = fields.get("data", "").removesuffix("\n")
+                found.append(Event(data, fields.get("event", ""), fields.get("id"), fields.get("error")))
+            fields = {}
+            continue
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "data":
+            fields["data"] = fields.get("data", "") + value + "\n"
+        elif name in ("event", "error") or (name == "id" and "\0" not in value):
+            fields[name] = value
+    return found
+
+
+@given(STREAM, st.data())
+def test_any_stream_is_read_as_the_standard_says(stream: bytes, data: st.DataObject) -> None:
+    assert decode(slices_of(data, stream)) == by_the_standard(stream)
 
 
 @given(st.binary(max_size=300), st.data())

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from shared.signing_keys import LONGEST_TOKEN, OldKey
 from shared.state import StateDir, StateError
 
 
@@ -21,7 +25,7 @@ def test_everything_is_made_once_and_private(tmp_path: Path) -> None:
     assert mode(state.path) == 0o700
     token, keys, node_id = state.node_token(), state.signing_keys(), state.node_id()
     assert token.startswith("hln_") and len(token) == 4 + 43
-    assert len(keys) == 1 and len(keys[0]) == 43
+    assert keys.old == () and [len(key) for key in keys.verifying] == [43, 43]
     assert state.database == state.path / "edge.db"
     again = StateDir(state.path)
     assert (again.node_token(), again.signing_keys(), again.node_id()) == (token, keys, node_id)
@@ -34,7 +38,7 @@ def test_everything_is_made_once_and_private(tmp_path: Path) -> None:
 def test_processes_that_race_agree(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from shared.state import StateDir; sys.stdin.read();"
-        "s = StateDir(Path(sys.argv[1])); print(s.node_token(), s.signing_keys(), s.node_id())"
+        "s = StateDir(Path(sys.argv[1])); print(s.node_token(), s.signing_keys().to_json(), s.node_id())"
     )
     racers = [
         subprocess.Popen(
@@ -89,16 +93,84 @@ def test_spoilt_signing_keys_say_what_to_do(tmp_path: Path, content: str) -> Non
     file = tmp_path / "signing-keys"
     file.write_text(content)
     file.chmod(0o600)
-    with pytest.raises(StateError, match=r"is not a JSON list of keys.*delete it"):
+    with pytest.raises(StateError, match=r"does not hold signing keys.*delete it"):
         StateDir(tmp_path).signing_keys()
 
 
-def test_several_signing_keys_keep_their_order(tmp_path: Path) -> None:
-    keys = ["a" * 43, "b" * 43]
+def test_a_list_of_an_earlier_version_is_taken_over_once(tmp_path: Path) -> None:
     file = tmp_path / "signing-keys"
-    file.write_text(json.dumps(keys))
-    file.chmod(0o600)
-    assert StateDir(tmp_path).signing_keys() == keys
+    file.write_text(json.dumps(["a" * 43, "b" * 43]))
+    file.chmod(0o640)
+    keys = StateDir(tmp_path).signing_keys()
+    assert keys.current == "b" * 43 and [old.key for old in keys.old] == ["a" * 43]
+    assert keys.old[0].until > time.time() + LONGEST_TOKEN - 60, "its tokens keep until their own end"
+    assert StateDir(tmp_path).signing_keys() == keys, "the next key is drawn once"
+    assert (mode(file), os.listdir(tmp_path)) == (0o640, ["signing-keys"])
+
+
+def test_a_rotation_replaces_the_file_whole(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    before, seen = state.signing_keys(), state.signing_keys_version()
+    now = int(time.time())
+    after = state.rotate_signing_keys(now, 600)
+    assert (after.current, after.old) == (before.next, (OldKey(before.current, now + 600),))
+    assert StateDir(tmp_path).signing_keys() == after
+    assert state.signing_keys_version() not in (None, seen)
+    assert (mode(tmp_path / "signing-keys"), os.listdir(tmp_path)) == (0o600, ["signing-keys"])
+
+
+def test_rotations_in_a_row_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    state, now = StateDir(tmp_path), int(time.time())
+    keys = state.rotate_signing_keys(now, 600)
+    with pytest.raises(ValueError, match="rotated a moment ago"):
+        state.rotate_signing_keys(now + 2, 600)
+    assert state.signing_keys() == keys
+    assert state.rotate_signing_keys(now + 10, 600).old[1].key == keys.current
+
+
+def test_of_rotations_at_once_one_is_done(tmp_path: Path) -> None:
+    first, now = StateDir(tmp_path).signing_keys(), int(time.time())
+
+    def rotate(_: int) -> bool:
+        try:
+            StateDir(tmp_path).rotate_signing_keys(now, 600)
+        except ValueError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(rotate, range(4))) == [False, False, False, True]
+    keys = StateDir(tmp_path).signing_keys()
+    assert (keys.current, [old.key for old in keys.old]) == (first.next, [first.current])
+    assert os.listdir(tmp_path) == ["signing-keys"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="who is not root replaces files of its own alone")
+def test_what_root_rotates_stays_the_edge_s(tmp_path: Path) -> None:
+    StateDir(tmp_path).signing_keys()
+    os.chown(tmp_path / "signing-keys", 12345, 23456)
+    StateDir(tmp_path).rotate_signing_keys(int(time.time()), 600)
+    found = (tmp_path / "signing-keys").stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (12345, 23456, 0o600)
+
+
+def test_a_rotation_waits_for_the_one_before_and_says_when_that_takes_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = StateDir(tmp_path)
+    keys = state.signing_keys()
+    monkeypatch.setattr("shared.state._LOCK_SECONDS", 0.05)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    with pytest.raises(StateError, match="Another process is changing"):
+        state.rotate_signing_keys(int(time.time()), 600)
+    os.close(folder)
+    assert state.signing_keys() == keys
+    state.rotate_signing_keys(int(time.time()), 600)
+
+
+def test_no_version_of_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert StateDir(tmp_path).signing_keys_version() is None
 
 
 @pytest.mark.parametrize("content", [b"", b"hln_", b"hlk_" + b"a" * 43, b"hln_\xff" + b"a" * 43])

@@ -31,8 +31,8 @@ from edge.client_address import UNKNOWN, behind_serve
 from edge.doors.grants import Granted, example, merge, read
 from edge.plans import LIMITS, Plan, built_in
 from edge.principals import Principal, address_block, tailnet_id
-from edge.store import invites
-from edge.store.database import open_for_admin
+from edge.store.sqlite import invites
+from edge.store.sqlite.database import open_for_admin
 from edge.tokens import Tokens
 from shared.asgi import listening
 from shared.asgi.listener import CannotListen, Listener
@@ -466,6 +466,7 @@ async def test_funnel_gets_nothing_at_all(served: Served, logged: Callable[[str]
         assert response.status == 200, "the public listener reads no header of Serve's"
 
 
+@pytest.mark.case("B32")
 async def test_forged_headers_do_nothing_on_the_other_listeners(served: Served) -> None:
     async with aiohttp.ClientSession() as client:
         for base in (served.edge.public.url, served.edge.ops.url):
@@ -502,7 +503,7 @@ async def test_whom_it_does_not_know_may_show_an_invite(tmp_path: Path, who: str
         assert '{"invite":"hli_…"}' in answer["error"]["message"]
         assert who == "nobody's" or f"{LOGIN} has no grant" in answer["error"]["message"]
         with contextlib.closing(open_for_admin(StateDir(served.state).database)) as connection:
-            invite = {"invite": invites.create(connection, "beta", 1, int(time.time()) + 600)}
+            invite = {"invite": invites.create(connection, "beta", 1, int(time.time()) + 600)[1]}
         for page in ({"Origin": "https://gpu.tail.test"}, {"Sec_Fetch_Site": "cross-site"}):
             status, answer = await served.mint(invite, Tailscale_User_Login=login, **page)
             assert (status, answer["error"]["code"]) == (403, "origin_not_allowed")

@@ -15,6 +15,7 @@ from itsdangerous import Signer, URLSafeTimedSerializer
 from edge.principals import Principal
 from edge.tokens import MAX_TOKEN_CHARS, Tokens
 from shared.contract.errors import ApiError
+from shared.signing_keys import LONGEST_TOKEN
 
 OLD, CURRENT = "old-" + "o" * 43, "current-" + "c" * 43
 NOW = 1_800_000_000
@@ -28,6 +29,7 @@ LOCKED = Principal(
     origin="https://app.example.com",
     chat_types=("home", "whereToGo"),
     max_tokens=256,
+    uses=5,
 )
 
 
@@ -52,6 +54,7 @@ def signed(claims: object, *, key: str = CURRENT, salt: str = "hearthlink.access
     return "hlt_" + signer.sign(payload).decode()
 
 
+LOCK_CLAIMS = ("org", "cht", "max", "use", "lim", "mor")
 GOOD_CLAIMS = {
     "sub": "someone",
     "kind": "token",
@@ -70,7 +73,8 @@ def test_a_token_carries_its_principal(principal: Principal) -> None:
     assert expires_in == 600
     assert found.expires_at == NOW + 600
     assert len(found.jti or "") == 22
-    for name in ("id", "kind", "plan", "scopes", "origin", "chat_types", "max_tokens"):
+    assert found.issued_at == NOW, "what it is revoked by when its principal is"
+    for name in ("id", "kind", "plan", "scopes", "origin", "chat_types", "max_tokens", "uses"):
         assert getattr(found, name) == getattr(principal, name)
 
 
@@ -91,12 +95,14 @@ def mutations(draw: st.DrawFn) -> str:
     return text
 
 
+@pytest.mark.case("B19", "B22")
 @given(mutations())
 def test_no_mutation_of_a_token_is_accepted(text: str) -> None:
     if text != VALID:
         assert refusal(text).code == "invalid_token"
 
 
+@pytest.mark.case("B22")
 @given(st.integers(0, len(VALID) - 1), st.integers(0, len(VALID)))
 def test_no_part_or_repetition_of_a_token_is_accepted(start: int, end: int) -> None:
     if (start, end) != (0, len(VALID)):
@@ -111,6 +117,7 @@ def test_no_other_text_is_accepted(text: str) -> None:
     refusal(f"hlt_{text}.{VALID.rpartition('.')[2]}")
 
 
+@pytest.mark.case("B22")
 @pytest.mark.parametrize("place", range(len(VALID) - 3, len(VALID)))
 def test_the_last_characters_have_one_spelling(place: int) -> None:
     # 32 bytes are 43 characters with two bits to spare: a lenient decoder accepts four spellings of the last one.
@@ -146,11 +153,13 @@ def test_claims_signed_as_ours_are_accepted_so_that_the_next_tests_mean_somethin
     assert tokens().verify(signed(GOOD_CLAIMS)).id == "someone"
 
 
+@pytest.mark.case("B20")
 @pytest.mark.parametrize("salt", ["hearthlink.invite.v1", "hearthlink.access.v2", "", "itsdangerous.Signer"])
 def test_a_token_of_another_purpose_is_refused(salt: str) -> None:
     assert refusal(signed(GOOD_CLAIMS, salt=salt)).code == "invalid_token"
 
 
+@pytest.mark.case("B19", "B21")
 def test_other_signers_are_refused() -> None:
     unsigned = urlsafe_b64encode(b'{"alg":"none"}').rstrip(b"=").decode()
     claims = urlsafe_b64encode(json.dumps(GOOD_CLAIMS).encode()).rstrip(b"=").decode()
@@ -187,18 +196,50 @@ def test_claims_of_another_version_are_refused(claims: object) -> None:
     assert refusal(signed(claims)).code == "invalid_token"
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(JSON | st.fixed_dictionaries(dict.fromkeys(GOOD_CLAIMS, JSON), optional=dict.fromkeys(LOCK_CLAIMS, JSON)))
+def test_whatever_was_signed_is_a_principal_or_refused(claims: object) -> None:
+    """The claims of a version to come end in 401, never in an exception that nobody expects."""
+    try:
+        found = tokens().verify(signed(claims))
+    except ApiError as error:
+        assert error.code in ("invalid_token", "token_expired")
+    else:
+        assert isinstance(found, Principal)
+
+
+@given(st.integers(-(10**6), 10**6), st.integers(1, 10**6))
+def test_a_token_is_valid_from_its_minting_to_its_end_and_no_longer(away: int, lifetime: int) -> None:
+    token, _ = tokens(lifetime=lifetime).mint(PLAIN)
+    verifier = tokens(at=NOW + away)
+    if away < -30:
+        assert refusal(token, verifier).code == "invalid_token"
+    elif away >= lifetime:
+        assert refusal(token, verifier).code == "token_expired"
+    else:
+        assert verifier.verify(token).id == PLAIN.id
+
+
 def test_a_signed_payload_that_is_not_json_is_refused() -> None:
     signer = Signer([CURRENT], salt="hearthlink.access.v1", key_derivation="hmac", digest_method=sha256)
     for payload in (b"A", b"AAAA", b"____", b"eyJ"):
         refusal("hlt_" + signer.sign(payload).decode())
 
 
+@pytest.mark.case("B23")
 def test_a_token_ends_on_the_second() -> None:
     tokens(at=NOW + 599.9).verify(VALID)
     assert refusal(VALID, tokens(at=NOW + 600)).code == "token_expired"
     assert refusal(VALID[:-5] + "AAAAA", tokens(at=NOW + 600)).code == "invalid_token"  # a forged one is only forged
 
 
+@pytest.mark.case("B24")
 def test_a_clock_a_little_behind_the_issuer_is_forgiven() -> None:
     tokens(at=NOW - 20).verify(VALID)
     assert refusal(VALID, tokens(at=NOW - 300)).code == "invalid_token"
@@ -224,6 +265,8 @@ def test_a_lifetime_can_be_given() -> None:
     assert tokens().mint(PLAIN, lifetime=24 * 3600)[1] == 24 * 3600
     with pytest.raises(ValueError, match="at least one second"):
         tokens().mint(PLAIN, lifetime=0)
+    with pytest.raises(ValueError, match="366 days"):
+        tokens().mint(PLAIN, lifetime=LONGEST_TOKEN + 1)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a\nb", "a" * 129, "naïve", "a\0"])

@@ -25,24 +25,38 @@ _FROM_ELSEWHERE = frozenset({"serve", "tailnet"})
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """``ip`` is the caller's, not a proxy's; ``link_id`` is all that a node learns of the principal."""
+    """``ip`` is the caller's, not a proxy's; None where the address has no rate of its own."""
 
-    ip: str
+    ip: str | None
     principal: Principal
     plan: Plan
-    link_id: str
+
+    def link_id(self, edge: Services) -> str:
+        """All that a node learns of the principal."""
+        return link_id(edge.pseudonym_key, self.principal.id)
 
 
 def identify(scope: Scope, edge: Services) -> Caller:
     """Raises ApiError 401 for a missing or wrong credential, 403 for one used from another origin than its own."""
     principal = _principal(scope, edge)
     check_origin(scope, principal)
-    plan = plan_of(principal, edge)
-    return Caller(caller_ip(scope, edge), principal, plan, link_id(edge.pseudonym_key, principal.id))
+    ip = None if _exempt(scope, principal, edge) else caller_ip(scope, edge)
+    return Caller(ip, principal, plan_of(principal, edge))
+
+
+def _exempt(scope: Scope, principal: Principal, edge: Services) -> bool:
+    """Whether the caller's address has no rate of its own. A program can write any Origin; it still has the rate of its
+    principal, and what has no name is one principal per address and origin."""
+    exempt = edge.policy.exempt_origins
+    if not exempt:
+        return False
+    origin = header(scope, b"origin")
+    return (principal.origin if origin is None else origin.decode("latin-1")) in exempt
 
 
 def plan_of(principal: Principal, edge: Services) -> Plan:
-    """The plan as the credential has it. Raises ApiError 403 when the plan that it was made with is gone."""
+    """The plan with what the credential, and then the owner (``hearthlink limit set``), changes of it. Raises ApiError
+    403 when the plan that it was made with is gone."""
     plan = edge.plans.get(principal.plan)
     if plan is None:
         text = f"The plan {principal.plan!r} of this credential is not in the edge's settings any more."
@@ -50,7 +64,10 @@ def plan_of(principal: Principal, edge: Services) -> Plan:
     for name in principal.more_plans or ():
         if (more := edge.plans.get(name)) is not None:
             plan = plan.with_lists_of(more)
-    return plan if principal.limits is None else plan.limited(principal.limits)
+    if principal.limits is not None:
+        plan = plan.limited(principal.limits)
+    own = edge.store.records.limits.get(principal.id)
+    return plan if own is None else plan.limited(own)
 
 
 def by_serve(scope: Scope) -> bool:
@@ -59,10 +76,15 @@ def by_serve(scope: Scope) -> bool:
 
 
 def caller_ip(scope: Scope, edge: Services) -> str:
-    if by_serve(scope):
-        return behind_serve(scope["headers"])
-    peer = scope["client"][0] if scope["client"] else None
-    return edge.addresses.of(peer, scope["headers"])
+    """The caller's address, read once a request; ``client_address.UNKNOWN`` where it cannot be told."""
+    state = scope["state"]
+    if (ip := state.get("ip")) is None:
+        if by_serve(scope):
+            ip = behind_serve(scope["headers"])
+        else:
+            ip = edge.addresses.of(scope["client"][0] if scope["client"] else None, scope["headers"])
+        state["ip"] = ip
+    return ip
 
 
 def given_credential(scope: Scope) -> str | None:
@@ -80,6 +102,8 @@ def given_credential(scope: Scope) -> str | None:
 def _principal(scope: Scope, edge: Services) -> Principal:
     text = given_credential(scope)
     if text is None:
+        if (user := user_of(scope, edge)) is not None:
+            return user
         # What may be open to this machine alone is not open to all whom its tailscaled lets in.
         if not edge.policy.require_authentication and scope["state"].get("listener") not in _FROM_ELSEWHERE:
             return Principal("local", "local", "owner", edge.plans["owner"].scopes)
@@ -87,6 +111,19 @@ def _principal(scope: Scope, edge: Services) -> Principal:
     if text.startswith(API_KEY):
         return edge.store.lookup(text)
     return edge.tokens.verify(text)
+
+
+def user_of(scope: Scope, edge: Services) -> Principal | None:
+    """Whom ``X-User-Id`` names, where the owner wants that to be believed. Raises what that door raises."""
+    if not edge.policy.user_ids or scope["state"].get("listener") in _FROM_ELSEWHERE:
+        return None
+    if header(scope, b"x-user-id") is None:
+        return None
+    from edge.doors import user_id  # for developing only
+    from edge.doors.pages import Page
+
+    headers, origins = scope["headers"], edge.policy.allowed_origins
+    return user_id.enter(headers, Page.read(headers), allowed_origins=origins, plan=edge.plans["member"])
 
 
 def check_origin(scope: Scope, principal: Principal) -> None:

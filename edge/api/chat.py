@@ -8,12 +8,13 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from edge.api.accounting import admit, enter
 from edge.api.audit import note
-from edge.api.caller import Caller, identify
+from edge.api.caller import Caller
 from edge.api.permission import Permit, permit
 from edge.chats import Chat
 from edge.services import Services
-from edge.store.ledger import Cost, Grant
+from edge.store.ledger import Cost
 from edge.upstreams.upstream import Upstream
 from shared.asgi.accept import wants_stream
 from shared.asgi.body import ClientLeft, check_json, read_body
@@ -47,11 +48,10 @@ class ChatEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         edge, surface = self._edge, self._surface
-        note(scope, route=surface.path)
-        caller = identify(scope, edge)
-        note(scope, principal=caller.principal.id, plan=caller.plan.name)
+        caller = enter(scope, edge, surface.path)
+        edge.load.check()
         if (refusal := edge.store.refusal(caller.ip, caller.principal, caller.plan)) is not None:
-            raise _limited(refusal, caller, edge)
+            raise refusal
         if edge.draining:
             raise ApiError("draining", "The server is restarting. Please try again in a moment.")
         check_json(scope)
@@ -70,25 +70,15 @@ class ChatEndpoint:
             body=raw,
             chat_id=new_id(),
             request_id=scope["state"]["request_id"],
-            principal=caller.link_id,
+            principal=caller.link_id(edge),
             stream=wants_stream(scope, body.stream),
             deadline=asyncio.get_running_loop().time() + edge.policy.request_timeout,
             max_tokens=allowed.max_tokens,
         )
-        try:
-            cost = Cost(allowed.reserve)
-            grant = await edge.store.admit(caller.ip, caller.principal, caller.plan, cost, call.chat_id)
-        except ApiError as refusal:
-            raise _limited(refusal, caller, edge) from None
-        exchange = _Exchange(edge, caller, allowed, permitted, call, grant, session, {upstream.name})
-        await exchange.run(scope, receive, send)
-
-
-def _limited(refusal: ApiError, caller: Caller, edge: Services) -> ApiError:
-    """A 429 also says how the limits stand."""
-    if refusal.status == 429:
-        refusal.extra_headers += edge.store.peek(caller.ip, caller.principal, caller.plan).headers()
-    return refusal
+        with edge.load.place():
+            await admit(scope, edge, caller, Cost(allowed.reserve), call.chat_id)
+            exchange = _Exchange(edge, caller, allowed, permitted, call, session, {upstream.name})
+            await exchange.run(scope, receive, send)
 
 
 @dataclass(slots=True)
@@ -102,7 +92,6 @@ class _Exchange:
     permit: Permit
     permitted: Callable[[Upstream], Permit]
     call: Call
-    grant: Grant
     session: Session
     asked: set[str]
 
@@ -114,7 +103,7 @@ class _Exchange:
             async with Departure(receive) as interrupt:
                 chat = Chat(
                     id=self.call.chat_id,
-                    principal=self.caller.link_id,
+                    principal=self.call.principal,
                     session=self.session,
                     reply=self.session.open(self.call),
                     interrupt=interrupt,
@@ -133,9 +122,7 @@ class _Exchange:
         except ApiError as error:
             outcome = error.code
             if chat is None or not chat.started:
-                refusal = error.outside_stream()
-                refusal.extra_headers += self.grant.headers()
-                raise refusal from None
+                raise error.outside_stream() from None
             scope["state"]["error"] = error
             if error.code != "slow_consumer":
                 await _end_with(send, self.call, error)
@@ -215,7 +202,7 @@ class _Exchange:
             for name, value in given.items()
             if name.lower().startswith(_OWN_PREFIX)
         ]
-        return [*own, (b"hearthlink-chat-id", self.call.chat_id.encode()), *self.grant.headers()]
+        return [*own, (b"hearthlink-chat-id", self.call.chat_id.encode())]
 
     async def _settle(self, scope: Scope, reply: Reply | None, outcome: str) -> None:
         """Exactly once. A caller who left early waits for nothing here; the node's END says what was spent."""

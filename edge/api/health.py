@@ -38,6 +38,7 @@ class HealthRoutes:
             payload["tailnet"] = _tailnet(self._edge)
             payload["chats"] = len(self._edge.chats)
             payload["store"] = self._edge.store.problem or "ok"
+            payload["audit"] = self._edge.audit.problem or "ok"
         return JSONResponse(payload, 200 if payload["status"] == "ok" else 503, {"cache-control": "no-store"})
 
     async def health(self, request: Request) -> Response:
@@ -55,7 +56,9 @@ class HealthRoutes:
     def _status(self) -> str:
         if self._edge.draining:
             return "draining"
-        return "ok" if self._edge.upstreams.ready else "unavailable"
+        if self._edge.store.records.maintenance is not None:
+            return "maintenance"
+        return "ok" if self._edge.upstreams.ready and not self._edge.audit.refuses else "unavailable"
 
 
 def _tailnet(edge: Services) -> dict[str, Any] | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edge.api.audit import note
-from edge.api.caller import Caller, identify
+from edge.api.accounting import charge
+from edge.api.caller import Caller
 from edge.services import Services
 from shared.contract.errors import ApiError
 from shared.contract.listing import chat_type_list, model_list, model_object
@@ -34,10 +34,7 @@ class ListRoutes:
         return JSONResponse(chat_type_list(self._chat_types(caller, snapshot)))
 
     async def _enter(self, request: Request, route: str) -> tuple[Caller, NodeSnapshot]:
-        note(request.scope, route=route)
-        caller = identify(request.scope, self._edge)
-        note(request.scope, principal=caller.principal.id)
-        await self._edge.store.charge_request(caller.ip, caller.principal, caller.plan)
+        caller = await charge(request.scope, self._edge, route)
         snapshot = self._edge.upstreams.choose().snapshot
         if snapshot is None:
             raise ApiError("node_unavailable", "The node has not said yet what it has. Try again in a moment.")
@@ -55,6 +52,8 @@ class ListRoutes:
         """Chat types first, as the models ``chat:<type>`` that they are on the OpenAI surface, then raw models."""
         context = next((model.context for model in snapshot.models if model.id == snapshot.default_model), 0)
         types = [ModelInfo(f"chat:{kind.name}", context) for kind in self._chat_types(caller, snapshot)]
+        if caller.principal.chat_types is not None:
+            return types  # a token that is locked to chat types asks nothing else
         open_to_all = caller.principal.kind == "anonymous" and self._edge.policy.anonymous_raw_models
         raw = [model for model in snapshot.models if open_to_all or caller.plan.allows_model(model.id)]
         return types + raw

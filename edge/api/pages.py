@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from slowapi import Limiter
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from edge.api.limiter import RateLimiter
 from edge.site import File, Site
 from shared.contract.errors import ApiError
 
@@ -49,7 +49,7 @@ _FILE_HEADERS = {**_OPEN_HEADERS, "cache-control": "public, max-age=31536000, im
 class PageRoutes:
     """``page``: whether ``/`` is the chat page; the client is there in any case."""
 
-    def __init__(self, site: Site, limiter: Limiter, *, page: bool) -> None:
+    def __init__(self, site: Site, limiter: RateLimiter, *, page: bool) -> None:
         self._site = site
 
         @limiter.limit(_PAGE_LIMIT)

@@ -24,15 +24,18 @@ class Permit:
 
 
 def permit(body: AnyChatBody, size: int, caller: Caller, node: NodeSnapshot | None, anonymous_raw: bool) -> Permit:
-    """``size`` is the body's in bytes. Raises ApiError ``chat_type_not_found``, ``chat_type_not_allowed``,
-    ``model_not_found`` or ``model_not_allowed``. Without a snapshot the node itself will say what it lacks."""
+    """``size`` is the body's in bytes. Raises ApiError ``quota_exceeded`` where no answer is allowed at all,
+    ``chat_type_not_found``, ``chat_type_not_allowed``, ``model_not_found`` or ``model_not_allowed``. Without a snapshot
+    the node itself will say what it lacks."""
     principal, plan = caller.principal, caller.plan
+    if plan.tokens_per_request == 0:
+        text = f"The longest answer you may have on plan {plan.name!r} is 0 tokens. Ask the edge's owner for more."
+        raise ApiError("quota_exceeded", text, should_retry=False)
     prompt = size // BYTES_PER_TOKEN + _PER_MESSAGE * len(body.messages)
     cap = min(limit for limit in (plan.tokens_per_request, principal.max_tokens, _node_cap(node)) if limit is not None)
     if body.chat_type is not None:
-        if not plan.allows_chat_type(body.chat_type) or body.chat_type not in (
-            principal.chat_types or (body.chat_type,)
-        ):
+        locked_out = principal.chat_types is not None and body.chat_type not in principal.chat_types
+        if locked_out or not plan.allows_chat_type(body.chat_type):
             text = "Your plan or token does not include this chat type. GET /v1/chat/types lists those it does."
             raise ApiError("chat_type_not_allowed", text, param="chat_type")
         if node is not None:
@@ -43,6 +46,9 @@ def permit(body: AnyChatBody, size: int, caller: Caller, node: NodeSnapshot | No
                 raise ApiError("chat_type_not_found", text, param="chat_type")
             prompt += kind.prompt_tokens
             cap = min(cap, kind.max_tokens)
+    elif principal.chat_types is not None:
+        text = 'Your token is for chat types alone: send one, such as model "chat:home". GET /v1/chat/types lists them.'
+        raise ApiError("chat_type_not_allowed", text, param="model")
     _check_model(body, caller, node, anonymous_raw)
     answer = min(_asked(body) or cap, cap)
     return Permit(prompt + answer, prompt, cap, body.chat_type)

@@ -7,8 +7,7 @@ import asyncio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edge.api.audit import note
-from edge.api.caller import identify
+from edge.api.accounting import charge
 from edge.chats import Chat
 from edge.services import Services
 from shared.contract.errors import ApiError
@@ -20,16 +19,13 @@ class StopRoute:
 
     async def stop(self, request: Request) -> Response:
         """204 once the chat is stopped; 404 for an id that is unknown, ended, or somebody else's."""
-        note(request.scope, route="/v1/chat/{id}")
-        caller = identify(request.scope, self._edge)
-        note(request.scope, principal=caller.principal.id)
-        await self._edge.store.charge_request(caller.ip, caller.principal, caller.plan)
-        chat_id = request.path_params["id"]
-        if (chat := self._edge.chats.get(chat_id, caller.link_id)) is not None:
+        caller = await charge(request.scope, self._edge, "/v1/chat/{id}")
+        chat_id, owner = request.path_params["id"], caller.link_id(self._edge)
+        if (chat := self._edge.chats.get(chat_id, owner)) is not None:
             stopped = await _stop_here(chat)
         else:  # another edge may run it: ask every linked node, which checks the owner
             sessions = [session for upstream in self._edge.upstreams.all for session in upstream.sessions]
-            stopped = any(await asyncio.gather(*(session.stop(chat_id, caller.link_id) for session in sessions)))
+            stopped = any(await asyncio.gather(*(session.stop(chat_id, owner) for session in sessions)))
         if not stopped:
             raise ApiError("not_found", "No chat with this id is running for you.")
         return Response(status_code=204)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
 
-from edge.doors.anonymous import listed_page
+from edge.doors.pages import Page
 from edge.principals import Principal
 from shared.contract.errors import ApiError
 
@@ -17,33 +17,29 @@ from shared.contract.errors import ApiError
 class InviteDoor:
     """``admit(text, ip, origin)`` and ``readmit(guest)`` are the store's: they know which invites are valid.
 
-    ``origin`` and ``fetch_site`` are the headers Origin and Sec-Fetch-Site; ``own`` is the origin of our own page where
-    that is in no list and was checked. Both ways in raise ApiError ``origin_not_allowed``, and what the store raises.
+    ``own`` is the origin of our own page where that is in no list and was checked. Both ways in raise ApiError
+    ``origin_not_allowed``, and what the store raises.
     """
 
     def __init__(
         self,
         allowed_origins: Collection[str],
         admit: Callable[[str, str, str | None], Awaitable[Principal]],
-        readmit: Callable[[Principal], Principal],
+        readmit: Callable[[Principal], Awaitable[Principal]],
     ) -> None:
         self._allowed_origins = allowed_origins
         self._admit = admit
         self._readmit = readmit
 
-    async def enter(
-        self, text: str, origin: str | None, fetch_site: str | None, *, ip: str, own: str | None = None
-    ) -> Principal:
+    async def enter(self, text: str, page: Page, *, ip: str, own: str | None = None) -> Principal:
         """Whom the invite ``text`` lets in, locked to the page's origin."""
-        self._check_page(origin, fetch_site, own)
-        return await self._admit(text, ip, origin)
+        self._check_page(page, own)
+        return await self._admit(text, ip, page.origin)
 
-    def renew(
-        self, guest: Principal, origin: str | None, fetch_site: str | None, *, own: str | None = None
-    ) -> Principal:
+    async def renew(self, guest: Principal, page: Page, *, own: str | None = None) -> Principal:
         """``guest``, who showed a valid token of this door, for another token."""
-        self._check_page(origin, fetch_site, own)
-        return self._readmit(guest)
+        self._check_page(page, own)
+        return await self._readmit(guest)
 
     def missing(self) -> ApiError:
         """What somebody who shows nothing is told. A page asks for an invite when it reads ``param``."""
@@ -53,6 +49,6 @@ class InviteDoor:
             param="invite",
         )
 
-    def _check_page(self, origin: str | None, fetch_site: str | None, own: str | None) -> None:
-        if own is None and (origin is not None or fetch_site is not None):
-            listed_page(origin, fetch_site, self._allowed_origins)
+    def _check_page(self, page: Page, own: str | None) -> None:
+        if own is None:
+            page.listed_or_program(self._allowed_origins)

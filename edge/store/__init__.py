@@ -1,1 +1,1 @@
-"""State of the edge behind one interface (``ledger.Ledger``): limits, quotas, revocations, API keys, invites."""
+"""State of the edge behind one interface (``store.Store``): limits, quotas, revocations, API keys, invites."""

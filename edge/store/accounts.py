@@ -28,13 +28,16 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What one running answer holds, and when (monotonic seconds) it counts as abandoned."""
+    """What one running answer holds, and when (monotonic seconds) it counts as abandoned. ``together`` is the account
+    of all callers of ``plan``, where they share a quota; else both are None."""
 
     account: Account
     principal_id: str
     day: int
     tokens: int
     deadline: float
+    together: Account | None = None
+    plan: str | None = None
 
 
 class Accounts:
@@ -76,6 +79,11 @@ class Accounts:
         if account.day == reservation.day:
             account.reserved = max(0, account.reserved - reservation.tokens)
             account.used += tokens
+
+    def forget_used(self, principal_id: str) -> None:
+        """As if the caller had used nothing today; what its running answers reserved stays."""
+        if (account := self._accounts.get(principal_id)) is not None:
+            account.used = 0
 
     def sweep(self) -> None:
         """Forget some callers who have been idle, and so many more that the limit holds."""

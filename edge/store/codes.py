@@ -7,7 +7,7 @@ import secrets
 from hashlib import sha256
 from hmac import compare_digest
 
-from edge.store.database import AdminError
+from edge.store.errors import AdminError
 
 _ID_BYTES = 6  # 12 hex digits: names the code in lists and logs, is no secret
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -43,6 +43,10 @@ class Gcra:
         ahead = max(0.0, self._arrivals.get(key, 0.0) - now)
         return max(0, int((PERIOD_SECONDS - ahead + _MARGIN_SECONDS) * per_minute / PERIOD_SECONDS)), ahead
 
+    def forget(self, key: str) -> None:
+        """As if ``key`` had never sent anything."""
+        self._arrivals.pop(key, None)
+
     def sweep(self, now: float) -> None:
         """Forget keys that are as if never seen. Costs what it removes."""
         stale = []

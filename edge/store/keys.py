@@ -1,20 +1,15 @@
-"""API keys, ``hlk_<id>_<secret>``: shown once when made, kept as a hash, found by id.
-
-The functions work on a connection, so that the command line manages keys on the local database whether or not an edge
-is running; a running edge reads them again when the file changes (``KeyRing.load``).
-"""
+"""API keys, ``hlk_<id>_<secret>``: shown once when made, kept as a hash, found by id. The same in every store."""
 
 from __future__ import annotations
 
 import re
-import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from edge.principals import Principal
 from edge.store.codes import Code, check_name, matches
-from edge.store.database import AdminError, NoSuchError
+from edge.store.errors import AdminError, NoSuchError
 from shared.contract.errors import ApiError
 from shared.contract.secrets import API_KEY
 
@@ -41,63 +36,53 @@ class KeyInfo:
         return _PRINCIPAL + self.id
 
 
-def create(
-    connection: sqlite3.Connection,
-    name: str,
-    plan: str,
-    scopes: Sequence[str],
-    expires: int | None = None,
-    *,
-    now: Callable[[], float] = time.time,
-) -> str:
-    """Make a key called ``name`` and return its text, which is not kept anywhere. ``expires`` is Unix seconds.
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key that was drawn and not kept yet. A store keeps ``info`` and ``digest``; only its maker gets ``text``."""
 
-    Whether ``plan`` exists is for the caller to check. Raises AdminError.
-    """
-    created = int(now())
+    info: KeyInfo
+    text: str
+    digest: bytes
+
+
+def draw(name: str, plan: str, scopes: Sequence[str], expires: int | None, now: int) -> NewKey:
+    """A key called ``name``; ``expires`` and ``now`` are Unix seconds. Whether ``plan`` exists is for the caller to
+    check, that no living key has the name is for the store. Raises AdminError."""
     check_name(name, "a key")
     if not all(_WORD.fullmatch(word) for word in (plan, *scopes)):
         raise AdminError("A plan or scope is one word of letters, digits, '.', '_', ':' or '-'.")
-    if expires is not None and expires <= created:
+    if expires is not None and expires <= now:
         raise AdminError("The key would be expired at once: choose an end in the future.")
     key_id, text, digest = _CODE.make()
-    row = (key_id, name, digest, plan, " ".join(scopes), created, expires)
-    try:
-        connection.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", row)
-    except sqlite3.IntegrityError:
-        raise AdminError(f"There is a key called {name!r} already: revoke it first, or choose another name.") from None
-    return text
+    return NewKey(KeyInfo(key_id, name, plan, tuple(scopes), now, expires), text, digest)
 
 
-def list_keys(connection: sqlite3.Connection) -> list[KeyInfo]:
-    """All keys, revoked ones too, oldest first."""
-    return [info for info, _ in _rows(connection)]
+def name_taken(name: str) -> AdminError:
+    return AdminError(f"There is a key called {name!r} already: revoke it first, or choose another name.")
 
 
-def revoke(connection: sqlite3.Connection, which: str, *, now: Callable[[], float] = time.time) -> KeyInfo:
-    """Revoke a living key by name, id, principal id, or its whole text. Running edges refuse it, and the tokens made
-    with it, within a second. Raises NoSuchError when there is none."""
+def find(keys: Iterable[KeyInfo], which: str) -> KeyInfo:
+    """The living one of ``keys`` that is ``which``: a name, id, principal id, or whole text. Raises NoSuchError."""
     code = _CODE.split(which)
     key_id = code[0] if code else which.removeprefix(_PRINCIPAL)
-    for info, _ in _rows(connection):
+    for info in keys:
         if info.revoked_at is None and (info.name == which or info.id == key_id):
-            connection.execute("UPDATE keys SET revoked_at = ? WHERE id = ?", (int(now()), info.id))
             return info
     shown = "that" if code else repr(which[:80])
     raise NoSuchError(f"No living key is {shown}: list the keys to see their names and ids.")
 
 
 class KeyRing:
-    """The keys of a database in memory: a lookup is two dictionary reads and a hash."""
+    """The keys of a store in memory: a lookup is two dictionary reads and a hash."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._living: dict[str, tuple[bytes, Principal]] = {}
         self._revoked: frozenset[str] = frozenset()
 
-    def load(self, connection: sqlite3.Connection) -> None:
-        """Read all keys again. Raises sqlite3.Error, keeping what it had."""
-        rows = _rows(connection)
+    def load(self, keys: Iterable[tuple[KeyInfo, bytes]]) -> None:
+        """Have just these ``keys``, each with the digest that is kept of it."""
+        rows = list(keys)
         self._living = {info.id: (digest, _principal(info)) for info, digest in rows if info.revoked_at is None}
         self._revoked = frozenset(info.principal_id for info, _ in rows if info.revoked_at is not None)
 
@@ -120,14 +105,9 @@ class KeyRing:
         return principal_id in self._revoked
 
 
-def _rows(connection: sqlite3.Connection) -> list[tuple[KeyInfo, bytes]]:
-    query = (
-        "SELECT id, name, plan, scopes, created_at, expires_at, revoked_at, digest FROM keys ORDER BY created_at, name"
-    )
-    return [
-        (KeyInfo(row[0], row[1], row[2], tuple(row[3].split()), row[4], row[5], row[6]), row[7])
-        for row in connection.execute(query)
-    ]
+def key_of(principal_id: str) -> str | None:
+    """The id of the API key whose principal this is, None for any other principal."""
+    return principal_id.removeprefix(_PRINCIPAL) if principal_id.startswith(_PRINCIPAL) else None
 
 
 def _principal(info: KeyInfo) -> Principal:

@@ -56,18 +56,25 @@ class Grant:
 
 
 class Ledger(Protocol):
-    """Counts for all edges that share it. Safe to call from one event loop; nothing here blocks it for long."""
+    """Counts for all edges that share it. Safe to call from one event loop; nothing here blocks it for long.
 
-    def refusal(self, ip: str, principal: Principal, plan: Plan) -> ApiError | None:
+    ``ip`` is the caller's address, None for one whose address has no rate of its own. Every refusal of status 429 has
+    the ``x-ratelimit-*`` headers in its ``extra_headers``, where they are known. Where the counts are not to be had,
+    ``admit`` and ``charge_request`` may raise ApiError ``overloaded``.
+    """
+
+    def refusal(self, ip: str | None, principal: Principal, plan: Plan) -> ApiError | None:
         """What ``admit`` would refuse for rate, running streams, revocation or a quota that is used up, without taking
         anything; None when the request may go on. Synchronous and local: it costs microseconds."""
         ...
 
-    async def admit(self, ip: str, principal: Principal, plan: Plan, cost: Cost, chat_id: str) -> Grant:
+    async def admit(self, ip: str | None, principal: Principal, plan: Plan, cost: Cost, chat_id: str) -> Grant:
         """Take one request, one stream and ``cost`` for ``chat_id``, which must be new, all or nothing.
 
-        The caller owes exactly one ``settle``. Raises ApiError ``token_revoked``, ``rate_limited``,
-        ``concurrency_limited`` or ``quota_exceeded``; then nothing was taken.
+        Takes a use of a token that is locked to so many, and a seat of the plan. The caller owes exactly one
+        ``settle``. Raises ApiError ``token_revoked``, ``token_exhausted``, ``rate_limited``, ``concurrency_limited`` or
+        ``quota_exceeded``, and ``overloaded`` where the plan's seats or its tokens for all are gone; then nothing was
+        taken.
         """
         ...
 
@@ -76,12 +83,9 @@ class Ledger(Protocol):
         because nothing was spent. True the first time, False for any other; a second usage is not counted."""
         ...
 
-    async def charge_request(self, ip: str, principal: Principal, plan: Plan) -> Grant:
-        """Take one request, for routes that start no answer. Raises ApiError ``token_revoked`` or ``rate_limited``."""
-        ...
-
-    def peek(self, ip: str, principal: Principal, plan: Plan) -> Grant:
-        """How the limits stand, taking nothing; for the headers of a refusal. Synchronous and local."""
+    async def charge_request(self, ip: str | None, principal: Principal, plan: Plan) -> Grant:
+        """Take one request, for routes that start no answer. Raises ApiError ``token_revoked`` or ``rate_limited``, and
+        ``overloaded`` where the plan's seats are gone."""
         ...
 
     def revoked(self, principal: Principal) -> bool:
@@ -95,8 +99,8 @@ class Ledger(Protocol):
         """
         ...
 
-    def usage_today(self, principal: Principal, plan: Plan) -> dict[str, Any]:
-        """Limits, what was used and what is left, for ``GET /v1/me``."""
+    async def usage_today(self, principal: Principal, plan: Plan) -> dict[str, Any]:
+        """Limits, what was used and what is left, for ``GET /v1/me``. Raises ApiError ``overloaded``."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from edge.plans import Plan
@@ -18,15 +19,16 @@ class Limits:
     """Limits of all callers of one process.
 
     ``per_ip`` requests a minute are an address's (IPv6: a /64's), over all its callers; None is no limit, and a plan
-    without a request limit is free of this one too. ``load(principal_id, day)`` gives the tokens used so far. ``now``
-    gives Unix seconds and decides the day; ``monotonic`` gives seconds and decides rates, which a changed clock must
-    not touch.
+    without a request limit is free of this one too. ``load(principal_id, day)`` gives the tokens used so far,
+    ``load_plan(plan, day)`` those of all its callers together. ``now`` gives Unix seconds and decides the day;
+    ``monotonic`` gives seconds and decides rates, which a changed clock must not touch.
     """
 
     def __init__(
         self,
         per_ip: int | None,
         load: Callable[[str, int], int],
+        load_plan: Callable[[str, int], int],
         now: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
@@ -36,15 +38,16 @@ class Limits:
         self._addresses = Gcra()
         self._callers = Gcra()
         self._accounts = Accounts(load, monotonic)
+        self._plans = Accounts(load_plan, monotonic)
 
-    def rate_refusal(self, ip: str, principal_id: str, plan: Plan) -> ApiError | None:
+    def rate_refusal(self, ip: str | None, principal_id: str, plan: Plan) -> ApiError | None:
         limit = plan.requests_per_minute
         if limit is None:
             return None
         if limit == 0:
             return refusals.caller_rate(plan, 0.0)
         now = self._monotonic()
-        if self._per_ip and (wait := self._addresses.wait(address_block(ip), self._per_ip, now)):
+        if ip is not None and self._per_ip and (wait := self._addresses.wait(address_block(ip), self._per_ip, now)):
             return refusals.address_rate(self._per_ip, wait)
         if wait := self._callers.wait(principal_id, limit, now):
             return refusals.caller_rate(plan, wait)
@@ -52,6 +55,9 @@ class Limits:
 
     def load_refusal(self, principal_id: str, plan: Plan, tokens: int) -> ApiError | None:
         """Why one more answer of up to ``tokens`` is too much, or None."""
+        return self._own_refusal(principal_id, plan, tokens) or self._together_refusal(plan, tokens)
+
+    def _own_refusal(self, principal_id: str, plan: Plan, tokens: int) -> ApiError | None:
         limit = plan.tokens_per_day
         if limit is None and plan.streams is None:
             return None
@@ -64,26 +70,49 @@ class Limits:
             return refusals.quota_held(plan)
         return refusals.quota_exceeded(plan, account.used, tokens, self._until_tomorrow())
 
-    def take_request(self, ip: str, principal_id: str, plan: Plan) -> None:
+    def _together_refusal(self, plan: Plan, tokens: int) -> ApiError | None:
+        limit = plan.tokens_per_day_together
+        if limit is None:
+            return None
+        account = self._plans.of(plan.name, day_of(self._now()))
+        if account.used + account.reserved + tokens <= limit:
+            return None
+        if account.used + tokens <= limit:
+            return refusals.plan_tokens_held(plan)
+        return refusals.plan_tokens_gone(plan, self._until_tomorrow())
+
+    def take_request(self, ip: str | None, principal_id: str, plan: Plan) -> None:
         if plan.requests_per_minute is not None:
             now = self._monotonic()
-            if self._per_ip:
+            if ip is not None and self._per_ip:
                 self._addresses.take(address_block(ip), self._per_ip, now)
             self._callers.take(principal_id, plan.requests_per_minute, now)
 
-    def reserve(self, principal_id: str, tokens: int, lifetime: float) -> Reservation:
+    def reserve(self, principal_id: str, plan: Plan, tokens: int, lifetime: float) -> Reservation:
         """Take one stream and ``tokens`` of today, for ``lifetime`` seconds at most."""
-        return self._accounts.reserve(principal_id, day_of(self._now()), tokens, lifetime)
+        today = day_of(self._now())
+        own = self._accounts.reserve(principal_id, today, tokens, lifetime)
+        if plan.tokens_per_day_together is None:
+            return own
+        together = self._plans.reserve(plan.name, today, tokens, lifetime)
+        return replace(own, together=together.account, plan=plan.name)
 
     def settle(self, reservation: Reservation, tokens: int) -> None:
         self._accounts.settle(reservation, tokens)
+        if reservation.together is not None:
+            self._plans.settle(replace(reservation, account=reservation.together), tokens)
+
+    def forget_used(self, principal_id: str) -> None:
+        """As if the caller had used nothing today and sent nothing this minute; its running answers go on."""
+        self._accounts.forget_used(principal_id)
+        self._callers.forget(principal_id)
 
     def abandoned(self, reservation: Reservation) -> bool:
         return reservation.deadline <= self._monotonic()
 
-    def grant(self, ip: str, principal_id: str, plan: Plan) -> Grant:
+    def grant(self, ip: str | None, principal_id: str, plan: Plan) -> Grant:
         requests = self._requests(principal_id, plan)
-        if requests is not None and self._per_ip:
+        if requests is not None and ip is not None and self._per_ip:
             left, reset = self._addresses.standing(address_block(ip), self._per_ip, self._monotonic())
             if left < requests.remaining:  # others at this address used it up
                 requests = Allowance(requests.limit, left, reset)
@@ -119,6 +148,7 @@ class Limits:
         self._addresses.sweep(now)
         self._callers.sweep(now)
         self._accounts.sweep()
+        self._plans.sweep()
 
     def _account(self, principal_id: str) -> Account:
         return self._accounts.of(principal_id, day_of(self._now()))

@@ -14,6 +14,11 @@ def token_revoked() -> ApiError:
     return ApiError("token_revoked", "This token or key was revoked. Get a new one, or ask the owner of this edge.")
 
 
+def token_exhausted(uses: int) -> ApiError:
+    many = "one answer" if uses == 1 else f"{uses} answers"
+    return ApiError("token_exhausted", f"This token was good for {many} and has started as many. Get a new one.")
+
+
 def invite_not_valid() -> ApiError:
     """One answer for every invite that lets nobody in, so that a guess learns nothing."""
     return ApiError(
@@ -87,6 +92,38 @@ def quota_held(plan: Plan) -> ApiError:
         f"Running answers hold what is left of {plan.tokens_per_day} tokens today on plan {plan.name!r}. "
         "Wait for one to end, or ask for a smaller max_tokens.",
         retry_after=_STREAM_RETRY_SECONDS,
+    )
+
+
+def plan_tokens_gone(plan: Plan, reset: float) -> ApiError:
+    """The tokens of a day that all callers of the plan have together; the next day begins in ``reset`` seconds."""
+    return ApiError(
+        "overloaded",
+        f"All callers on plan {plan.name!r} together have used up their {plan.tokens_per_day_together} tokens of today."
+        f" Wait {duration(reset)} for 00:00 UTC, or ask the owner of this edge for an account.",
+        retry_after=reset,
+        should_retry=False,
+    )
+
+
+def plan_tokens_held(plan: Plan) -> ApiError:
+    """Running answers of the plan hold what is left of them."""
+    return ApiError(
+        "overloaded",
+        f"Running answers hold what is left of the {plan.tokens_per_day_together} tokens a day that all callers on plan"
+        f" {plan.name!r} have together. Please try again in a moment.",
+        retry_after=_STREAM_RETRY_SECONDS,
+    )
+
+
+def seats_taken(plan: Plan, wait: float | None) -> ApiError:
+    """``wait`` are the seconds until the first seat is free, if nobody who has one comes back."""
+    return ApiError(
+        "overloaded",
+        f"All {plan.seats} seats of plan {plan.name!r} are taken. A seat is free again a day after its caller's last"
+        " request. Ask the owner of this edge for another plan.",
+        retry_after=wait,
+        should_retry=False,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from hearthlink.doctor.machine import Answer, Machine, edge_url
 from hearthlink.doctor.probes import Probe, in_thread
 from hearthlink.doctor.report import Group, Line, split_command
+from hearthlink.doctor.store import client_of
 from shared import __version__
 
 EDGE = Group("edge")
@@ -37,8 +39,21 @@ async def process(machine: Machine) -> Sequence[Line]:
     if answer.json["status"] == "draining":
         text = "The edge is stopping: it takes no new chats, and ends when the running ones are over."
         lines.append(EDGE.warning("process", text, "hearthlink edge", "when it has ended"))
+    if answer.json["status"] == "maintenance":
+        text = "The edge is closed to all but admins (hearthlink maintenance show says why)."
+        lines.append(EDGE.warning("process", text, "hearthlink maintenance off", "to open it"))
     if (problem := str(answer.json.get("store", "ok"))) != "ok":
-        lines.append(EDGE.broken("store", f"The edge cannot write its database: {problem}", f"df -h '{machine.state}'"))
+        url = machine.settings.edge.store.get_secret_value()
+        if url == "sqlite":
+            text = f"The edge cannot write its database: {problem}"
+            lines.append(EDGE.broken("store", text, f"df -h '{machine.state}'"))
+        else:
+            lines.append(EDGE.broken("store", problem, f"{client_of(url)} INFO", "as somebody who may"))
+    if (problem := str(answer.json.get("audit", "ok"))) != "ok":
+        sink = machine.settings.audit.sink
+        text = f"The edge cannot write its audit lines to {sink}: {problem}. The last ones are in its memory."
+        look = f"df -h '{os.path.dirname(sink)}'" if os.path.isabs(sink) else machine.edit
+        lines.append(EDGE.broken("audit", text, look))
     return lines
 
 
@@ -103,7 +118,7 @@ def settings(machine: Machine) -> Sequence[Line]:
     if machine.has_edge:
         wrong += [
             EDGE.warning("settings", f"{sentence[:1].upper()}{sentence[1:]}.", machine.edit)
-            for sentence in doubts(machine.settings.edge)
+            for sentence in doubts(machine.settings)
         ]
     return wrong or [EDGE.ok("settings", "The settings can be used.")]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from hearthlink.doctor import disk, edge, limits, node, runtime, serve, stream, tailnet
+from hearthlink.doctor import certificates, disk, edge, issuers, limits, node, runtime, serve, store, stream, tailnet
 from hearthlink.doctor.machine import Machine
 from hearthlink.doctor.probes import LeftThreads, in_thread, run_probes
 from hearthlink.doctor.report import Group, Line
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hearthlink.output import Failure
     from shared.settings import Settings
 
-_PARTS = (edge, stream, tailnet, serve, node, runtime, limits, disk)
+_PARTS = (edge, issuers, certificates, stream, tailnet, serve, node, runtime, limits, store, disk)
 
 
 async def examine(settings: Settings) -> list[Line]:

@@ -7,7 +7,7 @@ import re
 import resource
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,11 +77,21 @@ def plans(machine: Machine) -> Sequence[Line]:
         for plan in known.values()
         for sentence in _doubts(plan, machine.settings.node.max_tokens)
     ]
-    for name, keys in _plans_of_keys(machine.state / "edge.db").items():
-        if name not in known:
-            text = f"The plan {name} of {keys} living keys or invites is none of the settings: they are refused."
-            wrong.append(LIMITS.broken("plans", text, machine.edit))
+    if _alone(machine):
+        wrong += plans_gone(machine, known, _plans_of_keys(machine.state / "edge.db"))
     return wrong or [LIMITS.ok("plans", f"The plans {', '.join(sorted(known))} can be used.")]
+
+
+def plans_gone(machine: Machine, known: Collection[str], used: Mapping[str, int]) -> list[Line]:
+    """``used``: how many living keys and invites have each plan."""
+    text = "The plan {} of {} living keys or invites is none of the settings: they are refused."
+    gone = {name: keys for name, keys in used.items() if name not in known}
+    return [LIMITS.broken("plans", text.format(name, keys), machine.edit) for name, keys in gone.items()]
+
+
+def _alone(machine: Machine) -> bool:
+    """Whether the edge keeps what it counts in a file of its own."""
+    return machine.settings.edge.store.get_secret_value() == "sqlite"
 
 
 def _doubts(plan: Plan, longest: int) -> Iterator[str]:
@@ -126,10 +136,10 @@ def _plans_of_keys(path: Path) -> dict[str, int]:
 
 def database(machine: Machine) -> Sequence[Line]:
     """Whether the counts of callers can be read."""
-    from edge.store.database import SCHEMA_VERSION
+    from edge.store.sqlite.database import SCHEMA_VERSION
 
     path = machine.state / "edge.db"
-    if not path.exists() or not path.stat().st_size:
+    if not _alone(machine) or not path.exists() or not path.stat().st_size:
         return []
     # What the write-ahead log has and the database has not yet is a part of it, and the next start would delete it.
     aside = f"'{machine.state}/broken-database'"
@@ -174,16 +184,19 @@ def signing_keys(machine: Machine) -> Sequence[Line]:
         return []
     if machine.settings.edge.signing_keys:
         return [LIMITS.ok("signing-keys", f"Tokens are signed with {_keys(len(machine.settings.edge.signing_keys))}.")]
+    if not _alone(machine):
+        return []  # they are in the store that the edges share
     path = machine.state / "signing-keys"
     if not path.exists():
         return [LIMITS.absent("signing-keys", "There is no signing key yet: the first start of the edge makes it.")]
     try:
-        count = len(StateDir(machine.state).signing_keys())
+        old = len(StateDir(machine.state).signing_keys().old)
     except StateError as error:
         said, command = split_command(str(error))
         return [LIMITS.broken("signing-keys", said, command or f"ls -l '{path}'")]
     days = int((time.time() - os.stat(path).st_mtime) / _DAY)
-    return [LIMITS.ok("signing-keys", f"Tokens are signed with {_keys(count)}, {days} days old.")]
+    kept = f", and {old} old ones are accepted" if old else ""
+    return [LIMITS.ok("signing-keys", f"Tokens are signed with a key of {days} days{kept}.")]
 
 
 def _keys(count: int) -> str:

@@ -63,6 +63,8 @@ async def stream(machine: Machine) -> Sequence[Line]:
     health = await machine.edge()
     if not await machine.edge_runs():
         return []
+    if health.json["status"] == "maintenance":
+        return [EDGE.absent("stream", "No answer was asked for: the edge is closed to all but admins.")]
     if health.json["status"] != "ok":
         return [EDGE.absent("stream", "No answer was asked for: no node can give one now.")]
     token = await in_thread(lambda: _token(machine.settings))
@@ -101,7 +103,8 @@ def _token(settings: Settings) -> str | None:
     """One that the edge of this machine accepts, good for a minute; None where it cannot be made."""
     from hearthlink.tokens import mint_local
 
-    if not settings.edge.signing_keys and not (settings.state / "signing-keys").exists():
+    here = settings.edge.store.get_secret_value() == "sqlite" and not settings.edge.signing_keys
+    if here and not (settings.state / "signing-keys").exists():
         return None
     try:
         return mint_local(settings, "doctor", "owner", _TOKEN_LIVES)[0]

@@ -18,7 +18,7 @@ from starlette.websockets import WebSocket
 from shared.asgi.body import ClientLeft
 from shared.asgi.request_id import request_id_of
 from shared.asgi.responses import send_error
-from shared.asgi.types import App, Message, Receive, Scope, Send
+from shared.asgi.types import App, Headers, Message, Receive, Scope, Send
 from shared.contract.errors import ApiError
 
 SECURITY_HEADERS = (
@@ -52,7 +52,9 @@ class Front:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *SECURITY_HEADERS, (b"x-request-id", request_id.encode())]
+                added = scope["state"].get("headers", ())
+                ids = (b"x-request-id", request_id.encode())
+                message["headers"] = [*message["headers"], *added, *SECURITY_HEADERS, ids]
             await send(message)
 
         try:
@@ -60,6 +62,11 @@ class Front:
         finally:
             if self._finished is not None:
                 self._finished(scope, status, time.perf_counter() - started)
+
+
+def add_headers(scope: Scope, headers: Headers) -> None:
+    """Send ``headers`` with whatever answers this request, an error too. Called before the answer begins."""
+    scope["state"].setdefault("headers", []).extend(headers)
 
 
 class Envelope:
@@ -111,10 +118,6 @@ def _from_http(raised: HTTPException, scope: Scope) -> ApiError:
         if allow := (raised.headers or {}).get("Allow"):
             error.extra_headers.append((b"allow", allow.encode()))
         return error
-    if raised.status_code == 429:
-        return ApiError(
-            "rate_limited", "Too many requests of this kind from this address. Wait a minute.", retry_after=60
-        )
     return ApiError("not_found", "There is no such route. The API begins at /v1/, see docs/api.md.")
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from shared.asgi.connections import Connections
+
 # What callers of a listener may reach. "ops" is loopback only: metrics, full health, admin. "serve" is where Tailscale
 # Serve calls, with its headers about who is there.
 Rights = Literal["public", "serve", "tailnet", "interface", "ops"]
@@ -44,7 +46,8 @@ class Listener:
     unix socket that only this user may connect to.
 
     ``tls`` speaks for this side. ``admits`` is asked for each connection with the peer's IP address, before anything is
-    read; on False the connection is dropped unanswered.
+    read; on False the connection is dropped unanswered. ``connections`` counts them by caller, and refuses those that
+    are too many.
     """
 
     rights: Rights
@@ -53,6 +56,7 @@ class Listener:
     path: str = ""
     tls: ssl.SSLContext | None = field(default=None, compare=False, repr=False)
     admits: Callable[[str], bool] | None = field(default=None, compare=False, repr=False)
+    connections: Connections | None = field(default=None, compare=False, repr=False)
 
     @property
     def url(self) -> str:

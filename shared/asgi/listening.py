@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 
 from shared.asgi.handshake import Handshakes, SecureServer
 from shared.asgi.listener import BACKLOG, CannotListen, Listener, bind, cannot
-from shared.asgi.protocol import DeadlineProtocol, Limits
+from shared.asgi.protocol import DeadlineProtocol, Limits, Refused
 
 # What tells listeners apart: (path, host, port).
 _Place = tuple[str, str, int]
@@ -67,10 +67,13 @@ class _Open:
 class Listening:
     """Owned by ``serving``. Connections outlive the listener they came in by."""
 
-    def __init__(self, config: uvicorn.Config, state: ServerState, limits: Limits) -> None:
+    def __init__(
+        self, config: uvicorn.Config, state: ServerState, limits: Limits, refused: Refused | None = None
+    ) -> None:
         self._config = config
         self._state = state
         self._limits = limits
+        self._refused = refused
         self._handshakes = Handshakes()
         self._open: dict[_Place, _Open] = {}
 
@@ -124,7 +127,7 @@ class Listening:
     async def _server(self, listener: Listener, sock: socket.socket) -> _Server:
         """What accepts the connections of ``listener`` and makes the protocol of each."""
         make: Callable[[], asyncio.Protocol] = partial(
-            DeadlineProtocol, listener, self._limits, config=self._config, server_state=self._state
+            DeadlineProtocol, listener, self._limits, self._refused, config=self._config, server_state=self._state
         )
         if listener.tls is not None:
             return SecureServer(listener, sock, make, self._handshakes)

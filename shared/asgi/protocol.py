@@ -1,4 +1,5 @@
-"""uvicorn's HTTP/1.1 protocol with what it lacks: deadlines for headers and body, and caps on both (design §3.1, §3.6).
+"""uvicorn's HTTP/1.1 protocol with what it lacks: deadlines for headers and body, caps on both and on a caller's
+connections, and one way to say which server is meant (design §3.1, §3.6).
 
 uvicorn 0.54 starts no timer before the first request and restarts the keep-alive one at each byte, and its httptools
 parser collects headers without limit. The server's ticker calls ``sweep`` once a second; no timer per connection.
@@ -6,11 +7,15 @@ parser collects headers without limit. The server's ticker calls ``sweep`` once 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from shared.asgi.connections import TooManyConnections
+from shared.asgi.descriptors import scarce
 from shared.asgi.front import SECURITY_HEADERS
 from shared.asgi.listener import Listener, welcome
 from shared.asgi.request_id import new_id
@@ -18,6 +23,20 @@ from shared.contract.errors import ApiError
 
 # RFC 9110 §4.1 recommends at least 8,000 octets; nothing here has a query worth more.
 MAX_URL_BYTES = 8 << 10
+
+# A name or address, and a port (RFC 9110 §7.2, without percent-encoding, which no resolver takes). Anything else in
+# Host moved the path of a URL that was made of it (CVE-2026-48710).
+_HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+
+# Headers that decide something and have one value each: of two, a proxy in front may have read the other one.
+_ONCE = frozenset({b"host", b"authorization", b"x-api-key", b"origin", b"content-type", b"content-encoding"})
+
+# When a connection of the caller closes is not known; a second keeps one that waits quick and cheap.
+_CONNECTION_RETRY_SECONDS = 1.0
+
+# Of a body that was refused before its end: what is usual is read away, so that a caller who first sends and then reads
+# gets the answer; more would be work for nothing.
+_UNWANTED_BYTES = 1 << 20
 
 _IDLE, _HEADERS, _BODY, _ANSWER = range(4)
 
@@ -32,28 +51,65 @@ class Limits:
     headers: int = 64
 
 
+# Hears of each request that was refused before it came to the app: why, and the request id that was answered.
+Refused = Callable[[ApiError, str], None]
+
+
 class DeadlineProtocol(HttpToolsProtocol):
     """One connection, which came in by ``listener``; the rest is uvicorn's own."""
 
-    def __init__(self, listener: Listener, limits: Limits, **own: Any) -> None:
+    def __init__(self, listener: Listener, limits: Limits, refused: Refused | None = None, **own: Any) -> None:
         # uvicorn copies what each request's state begins with, and hands it on where a WebSocket begins.
         super().__init__(app_state={"listener": listener.rights, "connection": {}}, **own)
         self.listener = listener
         self.limits = limits
+        self._tell = refused
         self._refused = False
+        self._stage = _IDLE
+        self._counts_for: str | None = None
 
     def connection_made(self, transport: Any) -> None:
-        if welcome(transport, self.listener):
-            super().connection_made(transport)
-            self._begin_headers()
-        else:
+        if not welcome(transport, self.listener):
             self.transport = transport
             self._refused = True
+            return
+        if self.listener.rights != "ops" and scarce(transport):
+            self.transport = transport
+            self._refuse(ApiError("overloaded", "This server has as many connections as it can hold. Try again soon."))
+            return
+        try:
+            self._enter(transport)
+        except TooManyConnections as error:
+            self.transport = transport
+            text = f"{error} Close some, or send more than one request on each."
+            self._refuse(ApiError("concurrency_limited", text, retry_after=_CONNECTION_RETRY_SECONDS))
+            return
+        super().connection_made(transport)
+        self._begin_headers()
+
+    def _enter(self, transport: Any) -> None:
+        peer = transport.get_extra_info("peername")
+        if self.listener.connections is not None and isinstance(peer, tuple):  # a unix socket's is no address
+            self._counts_for = self.listener.connections.enter(peer[0])
+
+    def _leave(self) -> None:
+        if self.listener.connections is not None:
+            self.listener.connections.leave(self._counts_for)
+            self._counts_for = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self) -> None:
+        self._leave()  # another protocol has the connection from here on
+        super().handle_websocket_upgrade()
 
     def _begin_headers(self) -> None:
         self._stage = _HEADERS
         self._since = self.loop.time()
         self._header_bytes = 0
+        self._unwanted = 0
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -84,9 +140,23 @@ class DeadlineProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._refused:
             return
-        size = sum(len(name) + len(value) for name, value in self.headers)
+        size, twice = 0, b""
+        once: dict[bytes, bytes] = {}
+        for name, value in self.headers:
+            size += len(name) + len(value)
+            if name in _ONCE:
+                twice = name if name in once else twice
+                once[name] = value
         if len(self.headers) > self.limits.headers or size > self.limits.header_bytes:
             self._refuse(_headers_too_large(self.limits))
+            return
+        assert self.parser is not None  # it is what calls
+        if twice:
+            fault = f"The header {twice.decode().title()} is there more than once."
+        else:
+            fault = _authority_fault(self.url, once.get(b"host"), self.parser.get_http_version())
+        if fault is not None:
+            self._refuse(ApiError("invalid_request", fault))
             return
         self._stage = _BODY
         self._since = self.loop.time()
@@ -97,8 +167,13 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._header_bytes = 0  # counts chunk extensions and trailers from here on
-        if not self._refused:
-            super().on_body(body)
+        if self._refused:
+            return
+        super().on_body(body)
+        if self.cycle is not None and self.cycle.response_complete:
+            self._unwanted += len(body)
+            if self._unwanted > _UNWANTED_BYTES:
+                self.transport.pause_reading()  # ``sweep`` closes; whoever still writes can read the answer until then
 
     def on_message_complete(self) -> None:
         if not self._refused:
@@ -117,6 +192,8 @@ class DeadlineProtocol(HttpToolsProtocol):
         answered = self.cycle is None or self.cycle.response_complete
         if self._stage == _HEADERS and waited > self.limits.header_timeout and answered:
             self._refuse(ApiError("request_timeout", f"No complete request within {self.limits.header_timeout:g} s."))
+        elif self._stage == _BODY and self._unwanted > _UNWANTED_BYTES:
+            self.transport.close()
         elif self._stage == _BODY and waited > self.limits.body_timeout:
             if self.cycle.response_started:
                 self.transport.abort()  # refused long ago; what still trickles in is of no use to anybody
@@ -132,9 +209,11 @@ class DeadlineProtocol(HttpToolsProtocol):
             self.transport.abort()  # an answer is on its way, and nothing may look like a part of it
             return
         request_id = new_id()
+        self._record(error, request_id)
         body = error.envelope(request_id)
         headers = [
             *SECURITY_HEADERS,
+            *error.headers(),
             (b"x-request-id", request_id.encode()),
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
@@ -144,6 +223,23 @@ class DeadlineProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
             self.transport.close()
+
+    def _record(self, error: ApiError, request_id: str) -> None:
+        """So that what became of each request is known once: by the app, if that has it."""
+        if self._stage == _BODY and self.cycle is not None:
+            self.cycle.scope.setdefault("state", {}).setdefault("error", error)
+        elif self._tell is not None and (self._stage != _HEADERS or self._header_bytes):
+            self._tell(error, request_id)  # a connection on which nothing came was no request
+
+
+def _authority_fault(url: bytes, host: bytes | None, version: str) -> str | None:
+    """What is wrong with how the request says which server it means: by Host, and nothing else. Where two things say
+    it, a proxy in front may have believed the other one."""
+    if not url.startswith(b"/"):
+        return "The request line must hold a path that begins with /, such as /v1/chat, and no whole URL."
+    if host is None:
+        return None if version == "1.0" else "The header Host is missing."
+    return None if _HOST.fullmatch(host) else "The header Host is not the name or address of a server."
 
 
 def _headers_too_large(limits: Limits) -> ApiError:

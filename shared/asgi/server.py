@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import math
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -11,9 +13,9 @@ from contextlib import asynccontextmanager, contextmanager
 import uvicorn
 from loguru import logger
 
-from shared.asgi.listener import Listener
+from shared.asgi.listener import CannotListen, Listener
 from shared.asgi.listening import Listening
-from shared.asgi.protocol import DeadlineProtocol, Limits
+from shared.asgi.protocol import DeadlineProtocol, Limits, Refused
 from shared.asgi.types import App
 from shared.link import frames
 from shared.ticker import Ticker
@@ -23,6 +25,10 @@ from shared.ticker import Ticker
 _KEEP_ALIVE = 95
 # Seconds uvicorn may take after the drain to flush and close; with the drain's 20 s it stays under the promised 30.
 _CLOSE_WITHIN = 5
+# Seconds between two tries to listen, and for how many seconds it is tried: a process before this one has 30 for its
+# drain and its end.
+_TRY_EVERY = 1.0
+_PATIENCE = {errno.EADDRNOTAVAIL: math.inf, errno.EADDRINUSE: 30.0}
 
 
 class _Server(uvicorn.Server):
@@ -34,17 +40,26 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(app: App, listeners: Sequence[Listener], limits: Limits, ticker: Ticker) -> AsyncIterator[Listening]:
+async def serving(
+    app: App,
+    listeners: Sequence[Listener],
+    limits: Limits,
+    ticker: Ticker,
+    *,
+    refused: Refused | None = None,
+    patient: bool = False,
+) -> AsyncIterator[Listening]:
     """Serve ``app`` while the block runs, on ``listeners`` (maybe none) and whatever is opened later. ``ticker`` stays
-    the caller's.
+    the caller's. ``refused`` hears of requests that ``app`` never sees.
 
     In ``scope["state"]``, ``listener`` is the rights of the listener a request came in by, ``connection`` a dict for
     the app's own use that all requests of one connection share and that goes with it, and for HTTP ``write`` the
     server's own ``send``, for the body of a stream whose start went through all layers. On leaving, listeners close,
-    answers under way get 5 s, and everything is closed. Raises CannotListen.
+    answers under way get 5 s, and everything is closed. Raises CannotListen; where that may pass by itself, only after
+    waiting for it when ``patient``.
     """
     server = _Server(_configuration(app))
-    listening = Listening(server.config, server.server_state, limits)
+    listening = Listening(server.config, server.server_state, limits, refused)
 
     def sweep(now: float) -> None:
         for connection in list(server.server_state.connections):
@@ -58,13 +73,33 @@ async def serving(app: App, listeners: Sequence[Listener], limits: Limits, ticke
             while not server.started and not task.done():  # noqa: ASYNC110 - a flag is all that uvicorn has
                 await asyncio.sleep(0.01)
             for listener in listeners:
-                await listening.open(listener)
+                await (_open_patiently(listening, listener) if patient else listening.open(listener))
             yield listening
         finally:
             await listening.close()
             server.should_exit = True
             await task
             ticker.remove(sweep)
+
+
+async def _open_patiently(listening: Listening, listener: Listener) -> None:
+    """At boot the address of a tailnet or VPN comes late, and in a restart the process before may still be finishing
+    its answers. One line says what is waited for. Raises CannotListen."""
+    clock = asyncio.get_running_loop().time
+    began, told = clock(), False
+    while True:
+        try:
+            await listening.open(listener)
+            return
+        except CannotListen as error:
+            patience = _PATIENCE.get(error.errno, 0.0)
+            if clock() - began >= patience:
+                raise
+            if not told:
+                until = f"for {patience:.0f} s" if math.isfinite(patience) else "until the address is there"
+                logger.warning("{} It is tried again every second, {}.", error, until)
+                told = True
+        await asyncio.sleep(_TRY_EVERY)
 
 
 def _configuration(app: App) -> uvicorn.Config:

@@ -104,8 +104,8 @@ function trouble(error) {
   if (error.status === 429) return limited(error.retryAfter)
   const isClear = error.status <= 500 // not an edge or a model that is away
   if (known) show('ready')
-  else if (isClear) {
-    show('refused')
+  else {
+    if (isClear) show('refused')
     $('refusal').replaceChildren(...wordsFor(error))
   }
   if (!isClear) look()

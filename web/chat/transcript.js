@@ -89,11 +89,11 @@ function createView(turn, act) {
   return { text, end, age, remove }
 }
 
-// Words for codes come before those for classes.
+// Words for codes come before those for classes. Those that end in a space go on with the server's.
 export function wordsFor({ code, name, message }) {
   const words = $('errors').content
-  const known = words.querySelector(`[data-for~="${code}"], [data-for~="${name}"]`)
-  return [...(known ?? words.lastElementChild).cloneNode(true).childNodes, known ? '' : message]
+  const known = words.querySelector(`[data-for~="${code}"], [data-for~="${name}"]`) ?? words.lastElementChild
+  return [...known.cloneNode(true).childNodes, / $/.test(known.textContent) ? message : '']
 }
 
 function remark(said) {

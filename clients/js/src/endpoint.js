@@ -13,11 +13,12 @@ export const readJson = (response, wait) =>
 
 // One address that answers: an edge, or a plain OpenAI-compatible server, which gets no token and no header of ours.
 // `entry` is a URL or `{url, kind, model}`.
-export function createEndpoint(entry, { fetch = globalThis.fetch, getToken, timeouts, emit }) {
+export function createEndpoint(entry, { fetch = globalThis.fetch, getToken, headers: more, timeouts, emit }) {
   const { kind, model } = entry
   const url = (entry.url ?? entry).replace(/(\/v1)?\/*$/, '')
   const plain = kind === 'openai'
   const { connect, firstByte } = timeouts
+  const extra = plain ? {} : more
   // What getToken() gives may belong to another person in each tab, so it is not shared.
   const tokens = plain ? undefined : createTokenSource(load, getToken ? '' : `hearthlink ${url}`)
   let authorization
@@ -64,13 +65,12 @@ export function createEndpoint(entry, { fetch = globalThis.fetch, getToken, time
   // Ends an answer at the server. Nobody waits for it, and it may outlive the page.
   function stop(id) {
     const signal = AbortSignal.timeout?.(connect)
-    fetch(`${url}/v1/chat/${id}`, { method: 'DELETE', headers: { authorization }, keepalive: true, signal }).catch(
-      () => {},
-    )
+    const headers = { ...extra, authorization }
+    fetch(`${url}/v1/chat/${id}`, { method: 'DELETE', headers, keepalive: true, signal }).catch(() => {})
   }
 
   async function send(path, { method, body, token, requestId }, wait) {
-    const headers = {}
+    const headers = { ...extra }
     if (token) headers.authorization = authorization = `Bearer ${token}`
     if (body) headers['content-type'] = 'application/json'
     if (requestId && !plain) headers['x-request-id'] = requestId

@@ -159,6 +159,29 @@ test("a plain server gets OpenAI's body and nothing of ours", async (t) => {
   })
 })
 
+test("what the owner's proxy wants goes to edges with every request, and nowhere else", async (t) => {
+  const endless = (socket) => socket.write(head + chunk({ content: 'a' }))
+  const edge = await serve(t, [endless, refusal(503, 'draining')], { 'DELETE /v1/chat/chat-1': response(204, {}) })
+  const plain = await serve(t, [], completions(plainStream))
+  const headers = { 'CF-Access-Client-Id': 'one.access', 'CF-Access-Client-Secret': 'two' }
+  const { client } = begin([edge.url, { url: plain.url, kind: 'openai' }], { headers })
+  for await (const _ of ask(client)) break
+  await until(() => edge.requests.some(({ method }) => method === 'DELETE'))
+  assert.equal(await ask(client).text(), 'from here')
+  assert.deepEqual([...new Set(edge.requests.map(({ method, path }) => `${method} ${path}`))].sort(), [
+    'DELETE /v1/chat/chat-1',
+    'POST /v1/chat',
+    'POST /v1/token',
+  ])
+  for (const { headers: sent } of edge.requests) {
+    assert.deepEqual([sent['cf-access-client-id'], sent['cf-access-client-secret']], ['one.access', 'two'])
+  }
+  assert.deepEqual(
+    Object.keys(plain.requests[0].headers).filter((name) => name.startsWith('cf-')),
+    [],
+  )
+})
+
 test('a plain server may take its time before its head', async (t) => {
   const slow = async (socket) => {
     await pause(80)

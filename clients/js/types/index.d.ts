@@ -18,6 +18,11 @@ export interface ClientOptions {
    * renewed at 80 % of its life.
    */
   getToken?: (about: { url: string }) => TokenAnswer | Promise<TokenAnswer>
+  /**
+   * Sent with every request to an edge: the service token that a program passes Cloudflare Access with. A plain
+   * OpenAI-compatible server gets none of them. A page must not hold such a secret.
+   */
+  headers?: Record<string, string>
   /** What `chat()` takes for every chat, such as `clientId`. */
   defaults?: Partial<ChatParams>
   timeouts?: Partial<Timeouts>

@@ -39,6 +39,7 @@ createClient({
 })
 createClient({ getToken: () => 'key' })
 createClient({ getToken: async ({ url }) => ({ token: url, expires_in: 600 }) })
+createClient({ headers: { 'CF-Access-Client-Id': 'one.access' } })
 // @ts-expect-error the life is called expires_in, as the edge calls it
 createClient({ getToken: () => ({ token: 'x', expiresIn: 600 }) })
 // @ts-expect-error no such timeout

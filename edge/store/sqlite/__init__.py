@@ -1,0 +1,1 @@
+"""The store of one edge: counters in memory, kept in an SQLite file."""
