@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,18 +20,19 @@ from shared.settings import Settings
 
 
 @asynccontextmanager
-async def _serve(settings: Settings, logs: Logs) -> AsyncIterator[Edge]:
+async def _serve(settings: Settings, logs: Logs, *, patient: bool) -> AsyncIterator[Edge]:
     for sentence in doubts(settings):
         logger.warning(sentence)
-    async with run_edge(settings, logs.audit) as edge:
+    async with run_edge(settings, logs.audit, patient=patient) as edge:
         edge.services.metrics.gauge("log_lines_dropped", "Log lines lost since the start", lambda: logs.dropped)
         logger.info("edge listens on {}, operations on {}", edge.public.url, edge.ops.url)
         yield edge
 
 
-def main(settings: Settings | None = None) -> int:
-    """The exit status, as ``shared.process.run`` gives it."""
-    return process.run("edge", _serve, (AuditError, SiteError, StoreError), settings)
+def main(settings: Settings | None = None, *, patient: bool = True) -> int:
+    """The exit status, as ``shared.process.run`` gives it; ``patient`` as for ``run_edge``."""
+    serve = functools.partial(_serve, patient=patient)
+    return process.run("edge", serve, (AuditError, SiteError, StoreError), settings)
 
 
 if __name__ == "__main__":

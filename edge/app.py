@@ -25,7 +25,7 @@ from edge.principals import link_id
 from edge.serve_listener import ServeListener
 from edge.services import Services, policy_from, tokens_from
 from edge.site import Site
-from edge.store.opening import abandoned_after, admin_from, store_from
+from edge.store.opening import abandoned_after, admin_from, open_patiently, store_from
 from edge.store.store import Store
 from edge.upstreams.address import Address, addresses_from
 from edge.upstreams.pool import Upstreams
@@ -120,22 +120,23 @@ class Edge:
 
 
 @asynccontextmanager
-async def run_edge(settings: Settings, log: Write) -> AsyncIterator[Edge]:
+async def run_edge(settings: Settings, log: Write, *, patient: bool = True) -> AsyncIterator[Edge]:
     """Open the store, dial the nodes and serve until the block is left; everything is closed then. ``log`` takes the
-    audit lines, unless the settings name another sink. Raises AuditError, CannotListen, SiteError, StateError or
-    StoreError with a sentence for the person who starts it. Where something fails that the edge cannot do without, the
-    block ends with that error: a supervisor then starts a whole edge."""
+    audit lines, unless the settings name another sink. When ``patient``, what may come by itself is waited for: an
+    address, a port, the store. Raises AuditError, CannotListen, SiteError, StateError or StoreError with a sentence for
+    the person who starts it. Where something fails that the edge cannot do without, the block ends with that error: a
+    supervisor then starts a whole edge."""
     with audit_sink(settings.audit, log) as sink:
-        async with _running(settings, sink) as edge:
+        async with _running(settings, sink, patient) as edge:
             yield edge
 
 
 @asynccontextmanager
-async def _running(settings: Settings, sink: AuditSink) -> AsyncIterator[Edge]:
+async def _running(settings: Settings, sink: AuditSink, patient: bool) -> AsyncIterator[Edge]:
     configured = settings.edge
     state = StateDir(settings.state)
     store = store_from(settings, state)
-    await store.open()
+    await (open_patiently(store) if patient else store.open())
     ticker = Ticker()
     try:
         addresses = list(addresses_from(configured.upstreams, state.node_token))
@@ -164,7 +165,9 @@ async def _running(settings: Settings, sink: AuditSink) -> AsyncIterator[Edge]:
             async with (
                 open_issuers(configured, store.pseudonym_key) as services.issuers,
                 Interrupt() as interrupt,
-                serving(current, [public, ops], limits, ticker, refused=audit.refused, patient=True) as listening,
+                serving(
+                    current, [public, ops], limits, ticker, refused=audit.refused, patient=patient, websockets=False
+                ) as listening,
                 serve.opened(listening, services.local, services.tailnet, services.serve_at),
             ):
                 edge.public, edge.ops = listening.listeners[:2]
@@ -242,6 +245,7 @@ def _services(settings: Settings, state: StateDir, store: Store, upstreams: Upst
         "maintenance", "1 while closed to all but admins", lambda: store.records.maintenance is not None
     )
     services.metrics.gauge("store_answering", "1 while limits can be counted", lambda: store.answering)
+    gauge("store_failing", "1 while the store cannot count or write", lambda: store.problem is not None)
     services.metrics.gauge("ready", "1 when a chat could be answered", lambda: upstreams.ready)
     services.metrics.nodes(lambda: map(_node_state, upstreams.all))
     return services

@@ -15,15 +15,16 @@ from shared.link.streams import Reply
 HEARTBEAT = b":\n\n"
 # Seconds after a chat's deadline at which the edge ends it itself: the node, which has the same deadline, says more.
 _NODE_ENDS_FIRST = 3.0
-# Seconds a drain gives the last streams to write their final error.
+# Seconds that streams have to write their final error. With the store's poll and two ticks it stays under the 5 in
+# which a revocation and maintenance end them.
 _ENDING_WITHIN = 2.0
 
 
 @dataclass(slots=True)
 class Chat:
     """One running chat. ``writing_since`` is loop time while a write waits for the caller, else None; ``heard_at`` is
-    when the caller last got a byte. ``principal`` is the owner's id at the node. ``doubted`` is called once a second
-    while the link is silent and no answer has begun."""
+    when the caller last got a byte; ``ending_since`` is when it was told to end. ``principal`` is the owner's id at the
+    node. ``doubted`` is called once a second while the link is silent and no answer has begun."""
 
     id: str
     principal: str
@@ -37,7 +38,14 @@ class Chat:
     deadline: float
     heard_at: float
     writing_since: float | None = None
+    ending_since: float | None = None
     started: bool = False
+
+    def end_with(self, error: ApiError) -> None:
+        """The first error stays. ``Chats.tick`` drops a caller who does not read it."""
+        if self.ending_since is None:
+            self.ending_since = asyncio.get_running_loop().time()
+        self.interrupt.end_with(error)
 
 
 def _too_late(chat: Chat) -> ApiError:
@@ -75,18 +83,20 @@ class Chats:
         return chat if chat is not None and chat.principal == principal else None
 
     def tick(self, now: float) -> None:
-        """Drop readers that are stuck, end what a revoked credential started, keep silent streams alive."""
+        """End what is late or was started with a revoked credential, whether its caller reads or not; drop readers that
+        are stuck; keep silent streams alive."""
         for chat in list(self._running.values()):
-            if chat.writing_since is not None:
-                if now - chat.writing_since > self._slow_reader:
-                    chat.interrupt.end_with(
-                        ApiError("slow_consumer", "The answer was not read; the connection was dropped.")
-                    )
+            if chat.ending_since is not None:
+                if now - chat.ending_since >= _ENDING_WITHIN:
                     chat.drop()
             elif now > chat.deadline + _NODE_ENDS_FIRST:
-                chat.interrupt.end_with(_too_late(chat))
+                chat.end_with(_too_late(chat))
             elif chat.revoked():
-                chat.interrupt.end_with(ApiError("token_revoked", "The credential was revoked."))
+                chat.end_with(ApiError("token_revoked", "The credential was revoked."))
+            elif chat.writing_since is not None:
+                if now - chat.writing_since > self._slow_reader:
+                    chat.end_with(ApiError("slow_consumer", "The answer was not read; the connection was dropped."))
+                    chat.drop()
             elif not chat.reply.has_head and chat.session.suspect:
                 chat.doubted(chat)
             elif chat.streaming and chat.started and now - chat.heard_at >= self._heartbeat:
@@ -95,7 +105,7 @@ class Chats:
     def end(self, error: Callable[[], ApiError]) -> None:
         """End all of them, each with an ``error()`` of its own, but for those that end already."""
         for chat in list(self._running.values()):
-            chat.interrupt.end_with(error())
+            chat.end_with(error())
 
     async def drain(self, seconds: float) -> None:
         """Let the running chats finish for ``seconds``, then, or when cancelled, end them with ``server_draining``."""

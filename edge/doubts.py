@@ -40,11 +40,6 @@ def _of_doors(edge: EdgeSettings, plans: Collection[str]) -> Iterator[str]:
 
 
 def _of_lists(edge: EdgeSettings) -> Iterator[str]:
-    if unknown := [origin for origin in edge.exempt_origins if origin not in edge.allowed_origins]:
-        yield (
-            f'edge.exempt_origins has "{unknown[0]}", whose pages get no token: add it to edge.allowed_origins, or take'
-            " it out"
-        )
     listed = edge.allowed_addresses or edge.denied_addresses
     if listed and not edge.trusted_proxies and addresses.is_loopback(addresses.split_listen(edge.listen)[0]):
         yield (

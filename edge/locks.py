@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from edge.plans import Plan
 from edge.principals import Principal
 from shared import addresses
 from shared.contract.errors import ApiError
@@ -69,6 +70,19 @@ class Locks:
             max_tokens=_least(self.max_tokens, principal.max_tokens),
             uses=_least(self.uses, principal.uses),
         )
+
+
+def narrowed(plan: Plan, principal: Principal) -> Plan:
+    """``plan`` with the longest answer that ``principal`` may have."""
+    if principal.max_tokens is None:
+        return plan
+    return plan.limited({"tokens_per_request": _least(plan.tokens_per_request, principal.max_tokens)})
+
+
+def locks_of(principal: Principal) -> dict[str, Any]:
+    """The member ``locks`` of an answer that says who the caller is; nothing where it has none."""
+    locks = {name: value for name in LOCKS if (value := getattr(principal, name)) is not None}
+    return {"locks": locks} if locks else {}
 
 
 LOCKS = ("origin", "chat_types", "max_tokens", "uses")

@@ -17,7 +17,7 @@ class Plan:
     and answer together from 00:00 UTC, ``tokens_per_request`` the longest answer. ``tokens_per_day_together`` is a
     day's for all callers of the plan, ``seats`` how many of them there may be: a seat is free again a day after its
     caller's last request. ``models`` and ``chat_types`` are names, ``"*"`` for all; ``scopes`` are what a token of
-    this plan may hold.
+    this plan may hold. ``own`` names the limits that are not the plan's but one caller's.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Plan:
     models: tuple[str, ...] = ()
     chat_types: tuple[str, ...] = (ANY,)
     scopes: tuple[str, ...] = ("chat",)
+    own: frozenset[str] = frozenset()
 
     def allows_model(self, model: str) -> bool:
         return ANY in self.models or model in self.models
@@ -42,8 +43,12 @@ class Plan:
         return {name: getattr(self, name) for name in LIMITS}
 
     def limited(self, limits: Mapping[str, int | None]) -> Plan:
-        """This plan with other ``limits``, by the names of ``LIMITS``."""
-        return replace(self, **limits)
+        """This plan with other ``limits`` for one caller, by the names of ``LIMITS``."""
+        return replace(self, **limits, own=self.own | limits.keys())
+
+    def by(self, limit: str) -> str:
+        """Whose ``limit`` it is, for a sentence to the caller."""
+        return "under your own limits" if limit in self.own else f"on plan {self.name!r}"
 
     def with_lists_of(self, other: Plan) -> Plan:
         """This plan with the models and chat types of ``other`` besides its own."""

@@ -8,9 +8,10 @@ import socket
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Kind = Literal["anonymous", "invite", "tailnet", "key", "oidc", "access", "user", "token", "local"]
+_KINDS = frozenset(get_args(Kind))
 
 SECONDS_PER_DAY = 86_400
 # 128 bits: collisions and guesses stay out of reach (design §3.8); 22 characters of base64.
@@ -22,11 +23,24 @@ _TAILNET_IPV6 = b"\xfd\x7a\x11\x5c\xa1\xe0"
 _INVITED = "invite_"
 
 _ID = re.compile(r"[A-Za-z0-9._:@+-]{1,128}")
+_WITHOUT_KIND = re.compile(r"local|[A-Za-z0-9_-]{22}")
 
 
 def is_id(text: str) -> bool:
     """Whether a principal can be called ``text``: it stands in tokens, audit lines and URLs as it is."""
     return _ID.fullmatch(text) is not None
+
+
+def names_a_kind(text: str) -> bool:
+    """Whether ``text`` begins as the id of a principal does that says of which kind it is: ``token_ci``."""
+    kind, mark, rest = text.partition("_")
+    return kind in _KINDS and bool(mark and rest)
+
+
+def may_be_principal(text: str) -> bool:
+    """Whether a caller can have the id ``text``: one that names its kind, the pseudonym of an anonymous one, or the
+    caller of an edge that asks nobody who they are."""
+    return is_id(text) and (names_a_kind(text) or _WITHOUT_KIND.fullmatch(text) is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,10 @@ from shared.audit_sink import AuditSink
 from shared.settings import Settings
 from shared.signing_keys import SigningKeys
 
-if TYPE_CHECKING:  # importing them takes 0.1 s, which only an edge in a tailnet spends
+if TYPE_CHECKING:
+    from limits.strategies import RateLimiter as Rates
+
+    # importing them takes 0.1 s, which only an edge in a tailnet spends
     from shared.tailscale.client import LocalClient
     from shared.tailscale.tailnet import Tailnet
 
@@ -59,9 +62,10 @@ class Policy:
 @dataclass(slots=True)
 class Services:
     """``admin`` opens the owner's side of the store, for one act. ``connections`` are the public listener's.
-    ``issuers`` are the doors at which somebody else's word counts. ``local`` and ``tailnet`` ask and watch this
-    machine's tailscaled; None where nothing here is in a tailnet. ``serve`` is where Tailscale Serve hands over
-    requests, "unix" or "HOST:PORT", while that is open."""
+    ``issuers`` are the doors at which somebody else's word counts. ``rates`` count requests of the routes that cost no
+    model, and outlive a reload. ``local`` and ``tailnet`` ask and watch this machine's tailscaled; None where nothing
+    here is in a tailnet. ``serve`` is where Tailscale Serve hands over requests, "unix" or "HOST:PORT", while that is
+    open."""
 
     site: Site
     policy: Policy
@@ -78,6 +82,7 @@ class Services:
     audit: AuditSink
     pseudonym_key: bytes
     issuers: Issuers = field(default_factory=Issuers)
+    rates: Rates | None = None
     local: LocalClient | None = None
     tailnet: Tailnet | None = None
     serve: str | None = None
@@ -97,8 +102,9 @@ def policy_from(settings: Settings, running: Policy | None = None) -> Policy:
         start = (running.require_authentication, running.user_ids, running.own_origin)
     require_authentication, user_ids, own_origin = start
     believing = user_ids or not require_authentication
+    names = names_of(() if believing else configured.allowed_hosts, own_origin)
     return Policy(
-        hosts=Hosts(names_of(configured.allowed_hosts, own_origin), loopback_only=believing),
+        hosts=Hosts(names, loopback_only=believing),
         ops_hosts=Hosts(names_of(configured.allowed_hosts), loopback_only=True),
         callers=AddressLists(configured.allowed_addresses, configured.denied_addresses),
         allowed_origins=frozenset(configured.allowed_origins),

@@ -22,7 +22,7 @@ from typing import Any
 from itsdangerous import BadSignature, Signer
 
 from edge.plans import LIMITS
-from edge.principals import Principal
+from edge.principals import Principal, is_id
 from shared.contract.errors import ApiError
 from shared.contract.secrets import TOKEN
 from shared.signing_keys import LONGEST_TOKEN
@@ -34,7 +34,6 @@ MAX_TOKEN_CHARS = 1024
 # Clocks of two edges differ by this much at most (reliability §3); only "issued in the future" is forgiven.
 _LEEWAY_SECONDS = 30
 _TOKEN = re.compile(rf"{TOKEN}[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{{42}}[AEIMQUYcgkosw048]")
-_ID = re.compile(r"[A-Za-z0-9._:@+-]{1,128}")
 _JTI_BYTES = 16  # 128 bits: never drawn twice
 
 
@@ -50,29 +49,37 @@ class Tokens:
             raise ValueError("There is no key to sign tokens with: give at least one that is not empty.")
         # As itsdangerous' key_derivation="hmac" does, but once: a forged token is tried on every key.
         derived = [hmac.digest(key.encode(), _SALT, "sha256") for key in keys]
+        self._keys = tuple(derived)
         self._signer = Signer(derived, salt=_SALT, key_derivation="none", digest_method=sha256)
         self._lifetime = lifetime
         self._now = now
 
-    def mint(self, principal: Principal, *, lifetime: float | None = None) -> tuple[str, int]:
+    def follows(self, before: Tokens) -> bool:
+        """Whether the key that signs in ``before`` still verifies here. It does after every rotation but one for keys
+        that leaked."""
+        return before._keys[-1] in self._keys
+
+    def mint(self, principal: Principal, *, lifetime: float | None = None, after: int = 0) -> tuple[str, int]:
         """A token for ``principal`` and the seconds until it ends. It never outlives ``principal.expires_at`` and has
-        a ``jti`` of its own. Raises ValueError for a principal or a lifetime that no token can have."""
-        if _ID.fullmatch(principal.id) is None:
+        a ``jti`` of its own. What was issued until ``after`` (Unix seconds) is revoked, so it is issued later, if only
+        by a second. Raises ValueError for a principal or a lifetime that no token can have."""
+        if not is_id(principal.id):
             raise ValueError("A principal's id is 1 to 128 letters, digits or ._:@+- and no spaces.")
-        issued = int(self._now())
-        expires = issued + int(self._lifetime if lifetime is None else lifetime)
+        now = int(self._now())
+        expires = now + int(self._lifetime if lifetime is None else lifetime)
         if principal.expires_at is not None:
             expires = min(expires, principal.expires_at)
-        if expires - issued > LONGEST_TOKEN:
+        if expires - now > LONGEST_TOKEN:
             raise ValueError("No token lasts longer than 366 days. Make an API key instead.")
-        if expires <= issued:
+        if expires <= now:
             raise ValueError("The token would be expired at once: its lifetime is at least one second.")
-        claims = _claims(principal) | {"jti": secrets.token_urlsafe(_JTI_BYTES), "iat": issued, "exp": expires}
+        issued, jti = max(now, after + 1), secrets.token_urlsafe(_JTI_BYTES)
+        claims = _claims(principal) | {"jti": jti, "iat": issued, "exp": expires}
         payload = urlsafe_b64encode(json.dumps(claims, separators=(",", ":")).encode()).rstrip(b"=")
         token = TOKEN + self._signer.sign(payload).decode()
         if len(token) > MAX_TOKEN_CHARS:
             raise ValueError(f"The token would exceed {MAX_TOKEN_CHARS} characters: lock it to fewer chat types.")
-        return token, expires - issued
+        return token, expires - now
 
     def verify(self, text: str) -> Principal:
         """The principal of ``text``. Raises ApiError ``invalid_token`` or ``token_expired``; neither says more than

@@ -73,7 +73,7 @@ def build(invocation: _Invocation) -> typer.Typer:
     for group, text, verbs in (
         (
             "key",
-            "API keys of the edge on this machine, and the keys that sign its tokens.",
+            "API keys of the edge, and the keys that sign tokens.",
             (keys.create, keys.list_, keys.revoke, signing_keys.rotate),
         ),
         ("invite", "Invites to the edge on this machine.", (invites.create, invites.list_, invites.revoke)),
@@ -85,7 +85,7 @@ def build(invocation: _Invocation) -> typer.Typer:
             (maintenance.on, maintenance.off, maintenance.show),
         ),
         ("model", "Models on this machine, and those of a hub.", (model.pull, model.list_, model.rm)),
-        ("setup", "Open the edge of this machine to others, through what runs here already.", (tailnet.tailnet,)),
+        ("setup", "Open the edge to others, through what runs here already.", (tailnet.tailnet,)),
         ("config", "Settings of this machine.", (config.show, config.check, config.reference)),
     ):
         members = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)

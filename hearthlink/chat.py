@@ -37,7 +37,7 @@ def chat(
     """Ask, and write the answer as it comes. Ctrl-C stops the model.
 
     On the machine of the edge no credential is needed: a token is minted from the local state. Behind Cloudflare Access
-    the service token in CF_ACCESS_CLIENT_ID and CF_ACCESS_CLIENT_SECRET is one.
+    the service token in CF_ACCESS_CLIENT_ID and CF_ACCESS_CLIENT_SECRET is one, for CF_ACCESS_HOST.
     """
     credential = options.read_secret(token, "token") or options.read_secret(key, "key")
     if message == "-":

@@ -27,9 +27,10 @@ _WHOLE_ANSWER_SECONDS = 660.0
 _STOP_SECONDS = 3.0
 _DONE = "[DONE]"
 _SHOWN = 300  # characters of an answer that is not Hearthlink's
-# A service token, with which a program passes Cloudflare Access: header to variable. Never flags, which others can read
-# in the list of processes.
+# A service token, with which a program passes Cloudflare Access: header to variable, and the host it is for. Never
+# flags, which others can read in the list of processes.
 _ACCESS = {"CF-Access-Client-Id": "CF_ACCESS_CLIENT_ID", "CF-Access-Client-Secret": "CF_ACCESS_CLIENT_SECRET"}
+_ACCESS_HOST = "CF_ACCESS_HOST"
 _HEADER_TEXT = re.compile(r"[\x21-\x7e]{1,512}")
 
 
@@ -43,17 +44,21 @@ def base_url(text: str) -> SplitResult:
 
 def access_headers(url: str) -> dict[str, str]:
     """What passes Cloudflare Access in front of the edge at ``url``, of the environment; nothing where that names no
-    service token, or where anybody on the way could read it. Raises Failure for half a one."""
+    service token or another host, or where anybody on the way could read it. Raises Failure for a part of one."""
     parts = base_url(url)
     given = {header: os.environ.get(variable, "") for header, variable in _ACCESS.items()}
-    if not any(given.values()) or not (parts.scheme == "https" or is_loopback(parts.hostname or "")):
+    host = os.environ.get(_ACCESS_HOST, "")
+    meant, local = parts.hostname == host.lower(), is_loopback(parts.hostname or "")
+    if not any(given.values()) or not (parts.scheme == "https" or local) or (local and not meant):
         return {}
-    if not all(_HEADER_TEXT.fullmatch(value) for value in given.values()):
+    if not all(_HEADER_TEXT.fullmatch(value) for value in (host, *given.values())):
         names = " and ".join(_ACCESS.values())
         raise Failure(
-            f"A service token of Cloudflare Access has two parts of one word each: set {names}.", Status.USAGE
+            f"A service token of Cloudflare Access has two parts of one word each: set {names}, and {_ACCESS_HOST} to"
+            " the only host that may see them.",
+            Status.USAGE,
         )
-    return given
+    return given if meant else {}
 
 
 class EdgeClient:

@@ -53,5 +53,8 @@ def record(settings: Settings, act: str, target: str) -> None:
 
 
 def moment(at: int | None) -> str:
-    """``at`` (Unix seconds) to the minute, in UTC; "-" for none."""
-    return "-" if at is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(at))
+    """``at`` (Unix seconds) to the minute, in UTC; "-" for none, or for one that no calendar has."""
+    try:
+        return "-" if at is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(at))
+    except (ValueError, OverflowError, OSError):
+        return "-"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
 from hearthlink import options
-from hearthlink.database import administer, record
+from hearthlink.database import administer, moment, record
 from hearthlink.output import Failure, Status, print_json, print_table, say
 from hearthlink.tokens import plan_named
 
@@ -91,7 +90,7 @@ def _end(expires: str | None) -> int | None:
 
 
 def _day(at: int | None) -> str:
-    return "-" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d}"
+    return moment(at).partition(" ")[0]
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -118,7 +118,7 @@ class Pair:
 
 
 def _ready(health: Mapping[str, Any]) -> bool:
-    return health.get("status") == "ok"
+    return health.get("status") in ("ok", "degraded")
 
 
 def _closed(health: Mapping[str, Any]) -> bool:

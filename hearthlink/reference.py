@@ -172,7 +172,8 @@ def _words(annotation: Any, metadata: Any = ()) -> str:
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
     if origin is list:
-        return f"list of {_words(arguments[0])}s"
+        words = _words(arguments[0])
+        return f"list of {words}" if get_origin(arguments[0]) is Literal else f"list of {words}s"
     if arguments:
         return next(_words(argument) for argument in arguments if argument is not NoneType)
     return _PLAIN[annotation]
@@ -184,6 +185,8 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
     if isinstance(value, Path):
         return f"`{value.relative_to(_ROOT)}`, the demo model"
+    if isinstance(value, SecretStr):  # what is built in is known to everybody
+        value = value.get_secret_value()
     if value is None or value == []:
         return ""
     return f"`{_toml(_value(field, value))}`"

@@ -31,11 +31,9 @@ def rotate(
     _refuse_settings(settings)
 
     async def work(admin: Admin) -> SigningKeys:
-        from shared.signing_keys import LONGEST_TOKEN
+        from edge.store.admin import renew_signing_keys
 
-        if leaked:  # first, so that what a forged token started ends too
-            await admin.revoke_everyone()
-        return await admin.rotate_signing_keys(0 if leaked else LONGEST_TOKEN)
+        return await renew_signing_keys(admin, leaked=leaked)
 
     keys = administer(settings, work)
     if json:

@@ -55,7 +55,7 @@ def smoke(
     """Check health, token, chat, stream and cancel of an edge. Exit status 0 when all are well, else 1.
 
     Without key or token it goes in as a page on URL would; that origin has to be in edge.allowed_origins. Behind
-    Cloudflare Access it shows the service token in CF_ACCESS_CLIENT_ID and CF_ACCESS_CLIENT_SECRET.
+    Cloudflare Access it shows the service token in CF_ACCESS_CLIENT_ID and CF_ACCESS_CLIENT_SECRET to CF_ACCESS_HOST.
     """
     credentials = (options.read_secret(key, "key"), options.read_secret(token, "token"))
     checks = asyncio.run(_run(url, *credentials, show=(lambda check: None) if json else _show))
@@ -132,9 +132,21 @@ class _Smoke:
             self.edge.use({"Authorization": f"Bearer {self.key}"})
         elif not self.edge.behind_access:  # there the edge knows a program by its service token
             self.edge.use({"Origin": self.edge.origin})
-        minted = _object(await self.edge.ask("POST", "/v1/token", {}))
+        minted = _object(await self._minted())
         self.edge.use({"Authorization": f"Bearer {minted['token']}"})
         return f"plan {minted['principal']['plan']}, for {minted['expires_in']} s"
+
+    async def _minted(self) -> Any:
+        try:
+            return await self.edge.ask("POST", "/v1/token", {})
+        except Failure as failure:
+            if self.key is not None or not self.edge.behind_access:
+                raise
+            raise Failure(
+                f"{failure} It was asked with the service token in CF_ACCESS_CLIENT_ID and CF_ACCESS_CLIENT_SECRET"
+                " alone. Where Cloudflare Access is a gate and no door of the edge, give --key too.",
+                failure.status,
+            ) from None
 
     async def _chat(self) -> str:
         answer = _object(await self.edge.ask("POST", "/v1/chat", {**_question(_SHORT), "stream": False}))

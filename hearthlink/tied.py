@@ -29,10 +29,12 @@ def main(which: str) -> int:
     threading.Thread(target=_stop_at_end_of_input, name="parent-watch", daemon=True).start()
     # Imported after the watch began: the parent may be gone before the imports are done.
     if which == "edge":
-        from edge.__main__ import main as run
-    else:
-        from node.__main__ import main as run
-    return run()
+        from edge.__main__ import main as edge
+
+        return edge(patient=False)  # the person who started both is told at once what is in the way
+    from node.__main__ import main as node
+
+    return node()
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def mint(
     try:
         locks = Locks(origin, tuple(chat_type) if chat_type else None, max_tokens, uses)
     except ApiError as error:
-        raise Failure(error.message, Status.USAGE) from None
+        flag = "--chat-type" if error.param == "chat_types" else f"--{(error.param or '').replace('_', '-')}"
+        raise Failure(error.message.replace(f"The lock {error.param!r}", flag), Status.USAGE) from None
     token, expires_in = mint_local(settings, name, plan, hours * _SECONDS_PER_HOUR, locks)
     ends = datetime.now(UTC) + timedelta(seconds=expires_in)
     if json:
@@ -61,6 +62,7 @@ def mint(
     else:
         print(token)
         say(f"A token for {name} with plan {plan}, valid until {ends:%Y-%m-%d %H:%M} UTC. It is not shown again.")
+    record(settings, "token.mint", _principal_id(name))
 
 
 def mint_local(settings: Settings, name: str, plan: str, seconds: float, locks: Locks | None = None) -> tuple[str, int]:

@@ -50,6 +50,11 @@ class AuditSink:
         else:
             self._writer.put(audit_line(datetime.now(UTC), fields))
 
+    def look(self) -> None:
+        """Notice a write that hangs; about once a second."""
+        if self._writer is not None:
+            self._writer.look()
+
     @property
     def problem(self) -> str | None:
         """Why lines cannot be written right now, a sentence for the owner; None when all is well. The log, which has
@@ -141,6 +146,8 @@ def _output(settings: AuditSettings) -> Output | None:
 
 def _why(settings: AuditSettings, error: OSError) -> str:
     then = "Make its folder, and let the user who runs Hearthlink write there, or change audit.sink."
+    if error.errno == errno.EINVAL:  # /dev/full, a pipe
+        then = "Write the path of a file that may be made, or one of log, stdout and journald, as audit.sink."
     return f"{settings.sink}: {error.strerror}. {then}"
 
 

@@ -45,6 +45,7 @@ class Stream(Output):
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._given_up = False
+        self._torn = False  # the last thing written is half a line
 
     def write(self, lines: Sequence[str]) -> int:
         text = "\n".join(lines) + "\n"
@@ -55,7 +56,8 @@ class Stream(Output):
             self._stream.flush()
             return len(lines)
         # Past the stream's own buffer: a thread that is blocked inside it would abort the interpreter at exit.
-        data = _bytes(text)
+        head = b"\n" if self._torn else b""
+        data = head + _bytes(text)
         written = 0
         while written < len(data):
             try:
@@ -65,9 +67,12 @@ class Stream(Output):
                     raise
                 select.select([], [descriptor], [], _BLOCKED_SECONDS)
             except OSError:
-                if whole := data.count(b"\n", 0, written):
+                if written:
+                    self._torn = data[written - 1 : written] != b"\n"
+                if (whole := data.count(b"\n", len(head), written)) > 0:
                     return whole
                 raise
+        self._torn = False
         return len(lines)
 
     def give_up(self) -> None:
@@ -98,6 +103,7 @@ class RotatingFile(Output):
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 raise OSError(errno.EINVAL, "is not an ordinary file")
+            self._give_to_owner(descriptor, found)
             if found.st_size and os.pread(descriptor, 1, found.st_size - 1) != b"\n":
                 os.write(descriptor, b"\n")  # a process died in the middle of a line
         except BaseException:
@@ -141,6 +147,14 @@ class RotatingFile(Output):
             self.open()
             present = 0
         return self._descriptor, self._rotate_at - present
+
+    def _give_to_owner(self, descriptor: int, found: os.stat_result) -> None:
+        """A file that root begins, at the command line, is for the edge to go on with: its folder's owner."""
+        if found.st_size or found.st_uid != 0 or os.geteuid() != 0:
+            return
+        folder = os.stat(self._path.parent)
+        if folder.st_uid != 0:
+            os.fchown(descriptor, folder.st_uid, folder.st_gid)
 
     def _in_place(self, descriptor: int) -> bool:
         """Whether whoever looks for ``path`` finds this file."""

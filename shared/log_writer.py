@@ -23,7 +23,9 @@ _COLLECT_SECONDS = 0.05
 _BATCH = 512
 # Seconds until the next try where lines could not be written: a disk does not become free sooner.
 _RETRY_SECONDS = 0.5
-_TOO_SLOW = "whoever reads the lines is too slow, or stopped reading"
+# Seconds that one write may take before that counts as a fault.
+_SLOW_SECONDS = 1.0
+_TOO_SLOW = "whoever takes the lines is too slow, or takes none any more"
 
 
 class Output(Protocol):
@@ -55,11 +57,14 @@ class LogWriter:
         self._notice = notice
         self._changed = changed
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._counting = threading.RLock()
+        self._counting = threading.RLock()  # held for what both threads change
         self._dropped = 0
         self._told = 0
         self._kept: deque[str] = deque()  # taken by the thread and not written yet, the oldest first
         self._try_again = 0.0  # monotonic time
+        self._writing_since: float | None = None  # monotonic time
+        self._ended = False  # the thread has taken all there was before close
+        self._left = False  # and close has not waited until it had written it
         self.problem: str | None = None
         """Why lines cannot be written right now, for the owner; None when all is well."""
         self._closing = threading.Event()
@@ -71,12 +76,13 @@ class LogWriter:
     @property
     def dropped(self) -> int:
         """Lines that will never be written, since the start."""
-        return self._dropped
+        return self._dropped + (self.waiting if self._left else 0)
 
     @property
     def waiting(self) -> int:
         """Lines in memory."""
-        return self._waiting.qsize() + len(self._kept)
+        end = self._closing.is_set() and not self._ended  # which is none
+        return max(self._waiting.qsize() - end, 0) + len(self._kept)
 
     def put(self, line: str) -> None:
         """Leave one line, without its line end. Never waits and never raises; from any thread or signal handler."""
@@ -90,14 +96,28 @@ class LogWriter:
             self._found(_TOO_SLOW)
         self._waiting.put(line)
 
+    def look(self) -> None:
+        """See whether the thread hangs in the output, and whether that is over: about once a second, from any
+        thread."""
+        with self._counting:
+            since = self._writing_since
+            if since is not None and time.monotonic() - since > _SLOW_SECONDS:
+                self._found(_TOO_SLOW)
+            elif since is None and not self.waiting and self.problem == _TOO_SLOW:
+                self._found(None)
+
     def close(self, timeout: float = 1.0) -> None:
-        """Write what waits, for ``timeout`` seconds at most, and end the thread. Later lines are dropped."""
+        """Write what waits, for ``timeout`` seconds at most, and end the thread. Later lines are dropped. What waits
+        still when the thread hangs in the output counts as dropped, too, and ``problem`` says so."""
         if not self._closing.is_set():
             self._closing.set()
             self._waiting.put(None)
             atexit.unregister(self.close)
         self._thread.join(timeout)
         self._output.give_up()
+        if self._thread.is_alive():
+            self._left = True
+            self.problem = self.problem or _TOO_SLOW
 
     def _count(self, lines: int) -> None:
         with self._counting:
@@ -111,10 +131,9 @@ class LogWriter:
             self._changed(problem)
 
     def _run(self) -> None:
-        ended = False
-        while not ended:
-            ended = self._collect()
-            if self._kept and (ended or time.monotonic() >= self._try_again):
+        while not self._ended:
+            self._ended = self._collect()
+            if self._kept and (self._ended or time.monotonic() >= self._try_again):
                 self._write()
         self._count(len(self._kept))
         self._kept.clear()
@@ -140,7 +159,7 @@ class LogWriter:
                 lines = list(islice(self._kept, _BATCH))
                 dropped = self._dropped
                 notices = [self._notice(dropped - self._told)] if dropped > self._told else []
-                written = self._output.write(notices + lines)
+                written = self._timed(notices + lines)
                 if notices:
                     self._told = dropped
                 for _ in range(written - len(notices)):
@@ -149,7 +168,18 @@ class LogWriter:
             self._try_again = time.monotonic() + _RETRY_SECONDS
             self._found(_sentence(error))
         else:
-            self._found(None)
+            # One that is too slow for what comes has caught up when little is left, not after each write.
+            if self.problem != _TOO_SLOW or self._waiting.qsize() < KEPT // 2:
+                self._found(None)
+
+    def _timed(self, lines: Sequence[str]) -> int:
+        with self._counting:
+            self._writing_since = time.monotonic()
+        try:
+            return self._output.write(lines)
+        finally:
+            with self._counting:
+                self._writing_since = None
 
 
 def _sentence(error: OSError | ValueError) -> str:

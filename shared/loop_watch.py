@@ -9,8 +9,9 @@ from loguru import logger
 
 from shared.systemd import ALIVE, Notifier
 
-# Seconds between two looks. A loop that is blocked for longer than BLOCKED is seen however the looks fall.
-_LOOK_EVERY = 0.1
+# Seconds between two looks. A loop that is blocked for longer than BLOCKED is seen however the looks fall, and one that
+# is blocked for less only when it lacks less than this.
+_LOOK_EVERY = 0.025
 # Seconds between two looks from which on the loop counts as blocked: a person notices a stream that halts this long.
 BLOCKED = 0.25
 # Seconds between two lines about it: a machine that is too small would write nothing else.
@@ -20,7 +21,7 @@ _SHARE = 0.5
 
 
 class LoopWatch:
-    """Looks at the loop ten times a second. ``blocked`` is told each time it was blocked, and for how many seconds;
+    """Looks at the loop forty times a second. ``blocked`` is told each time it was blocked, and for how many seconds;
     while it is not, systemd's watchdog hears that it lives. ``run`` until cancelled."""
 
     def __init__(self, blocked: Callable[[float], None], notifier: Notifier) -> None:

@@ -6,7 +6,7 @@ https://docs.kernel.org/admin-guide/cgroup-v2.html, "Memory Interface Files".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
@@ -14,26 +14,29 @@ _OWN = Path("/proc/self/cgroup")
 
 
 class Memory:
-    """The group with the narrowest limit of all that this process is in."""
+    """The groups that this process is in and that have a limit: its own and those around it. The kernel kills when one
+    of them is full, which need not be the one with the narrowest limit: others are in a group around it as well."""
 
-    def __init__(self, group: Path, limit: int) -> None:
-        self._group = group
-        self.limit = limit  # bytes
+    def __init__(self, limits: Mapping[Path, int]) -> None:
+        self._limits = limits  # bytes, by group
 
     @classmethod
     def of_this_process(cls, own: Path = _OWN, root: Path = _ROOT) -> Memory | None:
         """None where nothing limits it, or where there are no control groups, as on macOS."""
-        limited = [(limit, group) for group in _groups(own, root) if (limit := _read(group / "memory.max")) is not None]
-        return cls(min(limited)[1], min(limited)[0]) if limited else None
+        limits = {group: limit for group in _groups(own, root) if (limit := _read(group / "memory.max")) is not None}
+        return cls(limits) if limits else None
 
     def used_share(self) -> float | None:
-        """Of the limit, how much is used and cannot be had back: files that were read are let go first, and do not
-        count. None when the system does not tell. Takes some ten microseconds: these files are made as they are
-        read."""
-        used = _read(self._group / "memory.current")
-        if used is None:
-            return None
-        return (used - _inactive(self._group / "memory.stat")) / self.limit
+        """Of the limit, how much is used and cannot be had back, in the group that is fullest: files that were read are
+        let go first, and do not count. None when the system does not tell. Takes some ten microseconds a group: these
+        files are made as they are read."""
+        shares = [share for group, limit in self._limits.items() if (share := _share(group, limit)) is not None]
+        return max(shares, default=None)
+
+
+def _share(group: Path, limit: int) -> float | None:
+    used = _read(group / "memory.current")
+    return None if used is None else (used - _inactive(group / "memory.stat")) / max(limit, 1)
 
 
 def _groups(own: Path, root: Path) -> Iterator[Path]:

@@ -39,6 +39,12 @@ def duration(value: object) -> float:
     raise ValueError('is not a duration: write a number of seconds, or text such as "500ms", "30s", "10m" or "24h"')
 
 
+def size_text(count: int) -> str:
+    """``count`` bytes as people write them, in the largest unit that leaves no rest: ``"64KiB"``."""
+    units = (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024))
+    return next((f"{count // each}{unit}" for unit, each in units if count and count % each == 0), str(count))
+
+
 def size(value: object) -> int:
     """Bytes in ``value``: a whole number, or text such as ``"256KiB"`` (1024) or ``"1MB"`` (1000).
 

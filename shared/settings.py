@@ -63,6 +63,12 @@ class Settings(Section):
     @field_validator("plans")
     @classmethod
     def _names(cls, plans: dict[str, PlanSettings]) -> dict[str, PlanSettings]:
+        anonymous = plans.get("anonymous")
+        if anonymous is not None and anonymous.seats is not None:
+            raise ValueError(
+                "give plan anonymous no seats: its callers have another name each day, and at 00:00 UTC those of"
+                " yesterday would still have all of them. Use tokens_per_day_together"
+            )
         return named(plans)
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from shared import addresses
+from shared import addresses, store_url
 from shared.settings_fields import (
     Bearer,
     Bytes,
@@ -38,10 +38,15 @@ def _serve(text: str) -> str:
 
 
 def _store(url: SecretStr) -> SecretStr:
-    text = url.get_secret_value()
-    if text != "sqlite" and not text.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError('is no store: write "sqlite", or the URL of a Redis or Valkey server, redis://HOST:6379/0')
+    if (text := url.get_secret_value()) != "sqlite":
+        store_url.check(text)
     return url
+
+
+def _some(limit: int | None) -> int | None:
+    if limit == 0:
+        raise ValueError('would let nobody in: write a number from 1, or "unlimited"')
+    return limit
 
 
 class UpstreamSettings(Section):
@@ -208,7 +213,7 @@ class EdgeSettings(Section):
         default=[],
         description="Of `allowed_origins`, those whose callers do not count for `requests_per_minute_per_ip`.",
     )
-    connections_per_ip: Limit = Field(
+    connections_per_ip: Annotated[Limit, AfterValidator(_some)] = Field(
         default=100,
         description="Open connections of one address (of IPv6, one /64). Loopback and `trusted_proxies` have no limit.",
     )
@@ -229,7 +234,7 @@ class EdgeSettings(Section):
         default=0.05,
         ge=0.005,
         le=5,
-        description="The longest a request waits for that server. Far more than its round trip is of no use.",
+        description="The longest a request waits for that server's reply. Far more than its round trip is of no use.",
     )
     token_lifetime: Seconds = Field(
         default=600.0, ge=10, le=30 * DAY, description="How long a token of `POST /v1/token` is valid."
@@ -290,6 +295,9 @@ class EdgeSettings(Section):
         listen = info.data.get("listen")
         if not required and listen and not addresses.is_loopback(addresses.split_listen(listen)[0]):
             raise ValueError(f"may be off on loopback only, and edge.listen is {listen}: change one of them")
+        public_url = info.data.get("public_url")
+        if not required and public_url and not addresses.is_loopback(urlsplit(public_url).hostname or ""):
+            raise ValueError(f"may be off on loopback only, and edge.public_url is {public_url}: change one of them")
         return required
 
     @field_validator("user_ids")
@@ -301,6 +309,26 @@ class EdgeSettings(Section):
         if believed and public_url and not addresses.is_loopback(urlsplit(public_url).hostname or ""):
             raise ValueError(f"lets anybody be anybody, so it needs loopback, and edge.public_url is {public_url}")
         return believed
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names_of_this_machine_where_it_is_believed(cls, hosts: list[str], info: ValidationInfo) -> list[str]:
+        believing = (("user_ids", True), ("require_authentication", False))
+        setting = next((name for name, value in believing if info.data.get(name) is value), None)
+        elsewhere = [host for host in hosts if not addresses.is_loopback(host)]
+        if setting and elsewhere:
+            reach = f"has {elsewhere[0]!r}, by which others may reach this edge"
+            raise ValueError(f"{reach}, and edge.{setting} is for this machine alone: change one of them")
+        return hosts
+
+    @field_validator("exempt_origins")
+    @classmethod
+    def _of_allowed_origins(cls, exempt: list[str], info: ValidationInfo) -> list[str]:
+        allowed = info.data.get("allowed_origins", exempt)
+        if beyond := [origin for origin in exempt if origin not in allowed]:
+            text = f"has {beyond[0]!r}, whose pages get no token: add it to edge.allowed_origins, or take it out"
+            raise ValueError(text)
+        return exempt
 
     @field_validator("upstreams", mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from shared.contract.secrets import API_KEY, INVITE, NODE_TOKEN, TOKEN
+from shared.quantities import size, size_text
 from shared.settings_sources import PREFIX, Key, Layers
 
 # Below this likeness a suggestion confuses more than it helps (difflib's own default).
@@ -76,6 +77,8 @@ def _problem(model: type[BaseModel], kind: str, loc: tuple[int | str, ...], mess
     if kind == "extra_forbidden":
         return _unknown(model, place, written[1].origin if written else "")
     message = message.removeprefix("Value error, ")
+    if kind in ("greater_than_equal", "less_than_equal") and _is_size(model, place):
+        message = re.sub(r"\d+$", lambda bound: size_text(int(bound[0])), message)
     if kind == "missing":
         beside = layers.entry(place[:-1])
         where = f" ({beside[1].origin})" if beside else ""
@@ -89,6 +92,13 @@ def _problem(model: type[BaseModel], kind: str, loc: tuple[int | str, ...], mess
     if isinstance(value, list) and isinstance(loc[-1], int) and loc[-1] < len(value):
         value = value[loc[-1]]
     return f"{'.'.join(key)}{_shown(model, key, value)} ({entry.origin}) {_sentence(kind, message)}."
+
+
+def _is_size(model: type[BaseModel], place: Key) -> bool:
+    section = annotation_of(model, place[:-1])
+    fields = section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else {}
+    field = fields.get(place[-1])
+    return field is not None and any(getattr(check, "func", None) is size for check in field.metadata)
 
 
 def _sentence(kind: str, message: str) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from shared import addresses
-from shared.settings_fields import AnyPath, Bytes, Capability, Limit, Texts
+from shared.settings_fields import AnyPath, Bytes, Capability, FromText, Limit, Texts
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -108,7 +108,9 @@ class PlanSettings(Section):
     )
     models: Texts = Field(default=[], description='Models that may be named; `"*"`: all.')
     chat_types: Texts = Field(default=[], description='Chat types that may be named; `"*"`: all.')
-    scopes: Texts = Field(default=[], description="What a key or token of this plan may hold: `chat`, `admin`.")
+    scopes: Annotated[list[Literal["chat", "admin"]], FromText] = Field(
+        default=[], description="What a key or token of this plan may hold: `chat`, `admin`."
+    )
 
 
 class LogSettings(Section):

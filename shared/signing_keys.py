@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 LONGEST_TOKEN = 366 * 86_400  # seconds
 # 256 bits, 43 characters as urlsafe text.
 _SECRET_BYTES = 32
+# A key for each week of the longest token, and more. Each costs 2 µs for a token that none of them signed.
+_MOST_OLD = 64
 # An edge knows a rotation within two seconds; the next one waits longer, so that no edge meets a key it never heard of.
 _APART_SECONDS = 5
 
@@ -51,7 +53,7 @@ class SigningKeys:
         """The keys after a rotation at ``now`` (Unix seconds), with tokens out that last ``longest`` seconds at most.
 
         With 0 all of them are new, because somebody else may have these, and every token ends. Raises ValueError, with
-        a sentence for the owner, seconds after another rotation.
+        a sentence for the owner, seconds after another rotation, and when too many old keys are kept.
         """
         if longest <= 0:
             return replace(SigningKeys.new(), since=now)
@@ -61,6 +63,11 @@ class SigningKeys:
                 f" Try again in {_APART_SECONDS} seconds."
             )
         kept = tuple(old for old in self.old if old.until > now)
+        if len(kept) >= _MOST_OLD:
+            raise ValueError(
+                f"{_MOST_OLD} old keys are kept already, each until its last token has ended. Rotate less often; or run"
+                " hearthlink key rotate --leaked, which replaces all keys and ends every token that is out."
+            )
         return SigningKeys(self.next, _draw(), (*kept, OldKey(self.current, now + longest)), now)
 
     def to_json(self) -> str:

@@ -3,8 +3,9 @@
     node-token     what the edge shows the node        signing-keys   keys of the edge's tokens, as JSON
     node-id        the node's name on the link         edge.db        the edge's SQLite database
 
-Each file is made when it is first asked for, mode 0600 in a folder of mode 0700. Only signing-keys ever changes, whole
-and under a lock on the folder, so that a reader sees the keys of before or those of after.
+Each file is made when it is first asked for, mode 0600 in a folder of mode 0700; one that root makes belongs to the
+owner of the folder. Only signing-keys ever changes, whole and under a lock on the folder, so that a reader sees the
+keys of before or those of after.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shared.contract.secrets import NODE_TOKEN
+from shared.ownership import belongs_to_folder, make_empty
 from shared.signing_keys import SigningKeys
 
 _SIGNING_KEYS = "signing-keys"
@@ -37,7 +39,9 @@ class StateError(Exception):
 class StateDir:
     """The folder ``path``, made when missing. Holds nothing open, so there is nothing to close.
 
-    All methods do file I/O and are for start-up. Every one raises StateError.
+    All methods do file I/O and are for start-up, and every one raises StateError. On the loop of an edge that runs are
+    only ``signing_keys_version``, and ``signing_keys`` without ``patience`` when that changed: one small file is read,
+    and written once if it is gone or an earlier version's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,7 +63,7 @@ class StateDir:
         path = self.path / "edge.db"
         try:
             with contextlib.suppress(FileExistsError):
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                make_empty(path)
         except OSError as error:
             raise _cannot(path, "made", error) from None
         return path
@@ -71,11 +75,12 @@ class StateDir:
             raise self._spoilt("node-token", "does not hold a node token", " and restart edge and node")
         return token
 
-    def signing_keys(self) -> SigningKeys:
-        """Keys of the edge's tokens. A list of them, as an earlier version wrote it, is written anew."""
+    def signing_keys(self, *, patience: float = _LOCK_SECONDS) -> SigningKeys:
+        """Keys of the edge's tokens. A list of them, as an earlier version wrote it, is written anew; while another
+        process changes the file it waits ``patience`` seconds for that."""
         content = self._content(_SIGNING_KEYS, lambda: SigningKeys.new().to_json())
         if content.startswith("["):
-            with self._locked():
+            with self._locked(patience):
                 content = self._content(_SIGNING_KEYS, lambda: SigningKeys.new().to_json())
                 if content.startswith("["):
                     return self._replace_keys(self._parsed(lambda: SigningKeys.from_list(content, int(time.time()))))
@@ -139,16 +144,16 @@ class StateDir:
             raise self._spoilt(_SIGNING_KEYS, "does not hold signing keys", then) from None
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, patience: float = _LOCK_SECONDS) -> Iterator[None]:
         """Alone among the processes that change a file here. The lock is on the folder, so it leaves nothing behind."""
         try:
             folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise _cannot(self.path, "opened", error) from None
         try:
-            until = time.monotonic() + _LOCK_SECONDS
+            until = time.monotonic() + patience
             while not _taken(folder):
-                if time.monotonic() > until:
+                if time.monotonic() >= until:
                     raise StateError(f"Another process is changing the secrets in {self.path}. Try again in a moment.")
                 time.sleep(_LOCK_POLL_SECONDS)
             yield
@@ -175,6 +180,7 @@ def _draft(path: Path, content: str) -> Iterator[Path]:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
+            belongs_to_folder(file.fileno(), path.parent)
             file.write(content + "\n")
             file.flush()
             os.fsync(file.fileno())

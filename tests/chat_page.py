@@ -15,7 +15,17 @@ from tests.pair import Pair, running_pair
 from tests.processes import Processes
 
 State = Literal[
-    "connecting", "reconnecting", "ready", "queued", "loading", "generating", "limited", "offline", "asleep", "invite"
+    "connecting",
+    "reconnecting",
+    "ready",
+    "queued",
+    "loading",
+    "generating",
+    "limited",
+    "offline",
+    "asleep",
+    "closed",
+    "invite",
 ]
 
 

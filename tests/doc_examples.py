@@ -105,7 +105,8 @@ class Place:
     """A folder that looks like a checkout to a block, and what the documents' names stand for there.
 
     ``secrets`` are the key, token and invite that the documents write as ``hlk_…``, ``hlt_…`` and ``hli_…``, and
-    ``admin``, a key that administers, for ``$ADMIN_KEY``; ``origin`` is that of the page that a block in JavaScript is in.
+    ``admin``, a key that administers, for ``$ADMIN_KEY``; ``origin`` is that of the page that a block in JavaScript is
+    in.
     """
 
     folder: Path

@@ -40,6 +40,7 @@ class TcpProxy:
         self.accepted = 0
         self.port = 0
         self.bytes_per_second: float | None = None
+        self.latency = 0.0  # seconds, each way
         self.connections: list[Carried] = []
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,6 +116,8 @@ class TcpProxy:
             while data := await source.read(_READ):
                 if self.bytes_per_second is not None:
                     await asyncio.sleep(len(data) / self.bytes_per_second)
+                if self.latency:
+                    await asyncio.sleep(self.latency)
                 await carried.open.wait()
                 if not carried.lost:
                     sink.write(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -26,7 +27,7 @@ from hearthlink.doctor import edge as doctor
 from shared import __version__
 from shared.audit_sink import AuditError, AuditSink, audit_sink, record_act
 from shared.contract.errors import ApiError
-from shared.log_outputs import Journal, RotatingFile, entry
+from shared.log_outputs import Journal, RotatingFile, Stream, entry
 from shared.log_writer import KEPT, LogWriter, Output
 from shared.settings import SettingsError, load_settings
 from shared.settings_sections import AuditSettings
@@ -34,6 +35,7 @@ from tests.fake_runtime import FakeRuntime
 from tests.pair import question
 from tests.processes import Process, Processes, running_processes
 from tests.test_doctor import machine_with, only, serving_json
+from tests.test_logs import full_pipe
 from tests.waiting import wait_until
 
 MIB = 1 << 20
@@ -292,6 +294,24 @@ def test_what_is_no_file_is_refused(tmp_path: Path, make: Callable[[Path], None]
         pass
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+def test_a_device_is_told_to_be_no_file() -> None:
+    """That its folder could be made does not help."""
+    with (
+        pytest.raises(AuditError, match=r"is not an ordinary file\. Write the path of a file"),
+        audit_sink(settings(Path("/dev/full")), print),
+    ):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_begins_at_the_command_line_is_for_the_edge_to_go_on_with(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, 54321)
+    record_act(settings(tmp_path / "audit.log"), "key.revoke", "ci")
+    made = os.stat(tmp_path / "audit.log")
+    assert (made.st_uid, made.st_gid, stat.S_IMODE(made.st_mode)) == (12345, 54321, 0o600)
+
+
 def settings(file: Path, **more: Any) -> AuditSettings:
     return AuditSettings(sink=str(file), **more)
 
@@ -352,6 +372,58 @@ def test_a_failing_sink_is_said_once_and_at_the_end_what_was_lost(tmp_path: Path
     assert "cannot be written" in log[0] and "the last audit lines are lost" in log[1]
 
 
+@pytest.mark.case("E63")
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_a_reader_that_stopped_reading_is_noticed_and_what_it_did_not_get_is_told(
+    goes_on: bool, log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write itself hangs: no error says so. A reader that reads again ends the alarm."""
+    reader, writer = full_pipe()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        with audit_sink(AuditSettings(sink="stdout", strict=True), print) as sink:
+            audit = Audit(sink, Metrics())
+            for _ in range(3):
+                sink.write({"status": 200})
+            await wait_until(lambda: audit.tick(0.0) or sink.refuses, 5)
+            assert (sink.waiting, sink.dropped) == (3, 0)
+            if goes_on:
+                os.set_blocking(reader, False)
+                await wait_until(lambda: read_off(reader) or audit.tick(0.0) or not sink.refuses, 5)
+        assert (sink.problem is None) == goes_on and sink.dropped == (0 if goes_on else 3)
+        os.close(reader)  # the thread ends
+    assert [line.split(" ", 1)[0] for line in log] == ["ERROR", "INFO" if goes_on else "ERROR"]
+    assert goes_on or "the last audit lines are lost, 3 since the start" in log[1]
+
+
+def read_off(reader: int) -> None:
+    """Read what there is."""
+    with contextlib.suppress(BlockingIOError):
+        while os.read(reader, 65536):
+            pass
+
+
+async def test_refusals_never_push_out_the_lines_of_answers() -> None:
+    """A strict edge refuses everybody while it cannot write, for as long as that takes."""
+    output = Shut()
+    writer = LogWriter(output, str)
+    metrics = Metrics()
+    audit = Audit(AuditSink(print, writer, strict=True), metrics)
+    try:
+        scope = {"method": "POST", "state": {"request_id": "r", "audit": {"route": "/v1/chat", "prompt_tokens": 5}}}
+        audit.finished(scope, 200, 0.1)
+        await wait_until(lambda: writer.problem is not None)
+        scope = {"method": "POST", "state": {"request_id": "r", "error": ApiError("overloaded", "…")}}
+        for second in range(3):
+            audit.tick(float(second))
+            audit.finished(scope, 503, 0.0)
+            audit.refused(ApiError("invalid_request", "…"), "r")
+        assert writer.waiting == 1
+        assert b'refusals_total{code="overloaded"} 3' in metrics.render()
+    finally:
+        writer.close()
+
+
 # -- the journal, standard output -------------------------------------------------------------------------------------
 
 
@@ -407,6 +479,24 @@ async def test_a_journal_that_is_away_gets_its_lines_later(tmp_path: Path) -> No
             assert fields(journald.recv(65536))["MESSAGE"] == "early"
     finally:
         writer.close()
+
+
+def test_half_a_line_that_a_full_disk_left_in_a_stream_is_ended(tmp_path: Path) -> None:
+    """Standard output that leads into a file: nothing can be taken back there."""
+    path = tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with path.open("a") as stream:
+        output = Stream(stream)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (15, before[1]))
+        try:
+            assert output.write(["x" * 9, "y" * 9]) == 1
+            with pytest.raises(OSError, match="File too large"):
+                output.write(["y" * 9])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert output.write(["y" * 9, "z"]) == 2
+        assert output.write(["end"]) == 1
+    assert path.read_text() == "xxxxxxxxx\nyyyyy\nyyyyyyyyy\nz\nend\n"
 
 
 def test_a_machine_without_a_journal_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def test_help_names_every_verb_and_exit_status(capsys: pytest.CaptureFixture[str
     for verb in ("up", "edge", "node", "chat", "smoke", "key", "invite", "token", "config"):
         assert f"\n  {verb} " in out
     assert "2 wrong flags or settings" in " ".join(out.split())
+    verbs = out.partition("Commands:")[2]
+    assert verbs and "..." not in verbs, "a sentence that does not fit is cut"
 
 
 def test_help_imports_nothing_that_takes_time() -> None:
@@ -241,7 +243,7 @@ def test_a_list_without_invites_is_empty(state: Path, capsys: pytest.CaptureFixt
         (("create", "--plan", "gold"), 2, "There are: anonymous, member, owner."),
         (("create", "--hours", "1", "--days", "1"), 2, "Give one of them."),
         (("create", "--uses", "0"), 2, "--uses"),
-        (("create", "--days", "1000"), 2, "--days"),
+        (("create", "--days", "1000"), 2, "lasts 366 days"),
         (("revoke", "nobody"), 3, "No living invite is 'nobody'"),
     ],
 )

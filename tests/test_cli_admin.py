@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,6 +89,8 @@ def test_no_limits_yet(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("set", "nobody", "--streams", "1"), 3, "No key is called 'nobody'"),
         (("set", "key_a b", "--streams", "1"), 3, "No key is called 'key_a b'"),
         (("show", "nobody"), 3, "No key is called 'nobody'"),
+        (("set", "key_typo", "--streams", "1"), 3, "No caller is called 'key_typo'"),
+        (("set", "tokn_ci", "--streams", "1"), 3, "No key is called 'tokn_ci'"),
         (("reset", "nobody"), 3, "No key is called 'nobody'"),
         (("reset", "key_0123456789ab"), 3, "key_0123456789ab"),
     ],
@@ -111,6 +114,50 @@ async def test_a_running_edge_keeps_the_limits_it_is_given(runtime: FakeRuntime,
         assert (row["principal"], row["used"], row["limits"]) == (principal_of(key), 12, {"tokens_per_day": 10})
         await hearthlink(tmp_path, "limit", "reset", principal_of(key), "--used")
         assert json.loads(await hearthlink(tmp_path, "limit", "show", principal_of(key), "--json"))["used"] == 0
+
+
+async def test_a_keys_name_stands_for_nobody_else(tmp_path: Path) -> None:
+    """An earlier version let a key be called as the caller of a token is."""
+    await hearthlink(tmp_path, "key", "create", "ci")
+    with sqlite3.connect(tmp_path / "edge.db") as connection:
+        connection.execute("UPDATE keys SET name = 'token_ci'")
+    connection.close()
+    await hearthlink(tmp_path, "limit", "set", "token_ci", "--streams", "1")
+    await hearthlink(tmp_path, "token", "revoke", "token_ci")
+    assert json.loads(await hearthlink(tmp_path, "limit", "show", "token_ci", "--json"))["principal"] == "token_ci"
+    (key,) = json.loads(await hearthlink(tmp_path, "key", "list", "--json"))
+    assert key["state"] == "valid"
+    await hearthlink(tmp_path, "key", "revoke", "token_ci")
+
+
+# -- how long things last ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verb", "sentence"),
+    [
+        ("key create far --expires 99999999d", "longer than a hundred years"),
+        ("invite create --days 367", "lasts 366 days"),
+        ("invite create --hours 1e300", "lasts 366 days"),
+        ("invite create --days inf", "a number of hours or days"),
+        ("invite create --days nan", "--days"),
+        ("invite create --uses 10001", "at most 10000 uses"),
+    ],
+)
+def test_what_would_last_too_long_is_not_made(
+    state: Path, capsys: pytest.CaptureFixture[str], verb: str, sentence: str
+) -> None:
+    status, out, err = run(capsys, *verb.split())
+    assert (status, out) == (2, "") and sentence in err
+    assert run_json(capsys, "key", "list") == run_json(capsys, "invite", "list") == []
+
+
+async def test_a_key_whose_end_no_calendar_has_is_listed(tmp_path: Path) -> None:
+    await hearthlink(tmp_path, "key", "create", "far", "--expires", "30d")
+    with sqlite3.connect(tmp_path / "edge.db") as connection:
+        connection.execute("UPDATE keys SET expires_at = ?", (2**62,))
+    connection.close()
+    assert "far" in await hearthlink(tmp_path, "key", "list")
 
 
 # -- maintenance ------------------------------------------------------------------------------------------------------
@@ -167,6 +214,7 @@ def test_each_act_is_one_line_of_the_audit_file(
         "limit show",
         "key list",
         "maintenance show",
+        "token mint bob --hours 1",
     ):
         assert run(capsys, *verb.split())[0] == 0
     lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -181,6 +229,7 @@ def test_each_act_is_one_line_of_the_audit_file(
         ("invite.revoke", guests),
         ("maintenance.on", "edge"),
         ("maintenance.off", "edge"),
+        ("token.mint", "token_bob"),
     ]
     assert key["key"][17:] not in file.read_text() and invite["invite"][17:] not in file.read_text()
 

@@ -186,3 +186,22 @@ def test_connections_count_for_their_address_but_not_for_a_proxy_or_this_machine
     assert whose("2001:db8:1:2::1") == whose("2001:db8:1:2:ffff::1%eth0") != whose("2001:db8:1:3::1")
     for peer in ("127.0.0.1", "::1", "::ffff:127.0.0.1", "10.1.2.3", "fd00::1", "nonsense"):
         assert whose(peer) is None, peer
+
+
+_FOUR = st.builds(
+    lambda number, bits: f"{ip_address(0xCB007100 + number)}/{bits}", st.integers(0, 255), st.integers(24, 32)
+)
+_SIX = st.builds(
+    lambda number, bits: f"{ip_address((0x20010DB8 << 96) + number)}/{bits}", st.integers(0, 255), st.integers(120, 128)
+)
+
+
+@given(st.lists(_FOUR | _SIX), st.lists(_FOUR | _SIX), st.integers(-2, 257), st.booleans())
+def test_lists_are_looked_up_as_one_network_after_the_other_would_be(
+    allowed: list[str], denied: list[str], number: int, six: bool
+) -> None:
+    """However they overlap, touch or repeat."""
+    caller = ip_address((0x20010DB8 << 96) + number if six else 0xCB007100 + number)
+    within = [any(caller in ip_network(text, strict=False) for text in texts) for texts in (allowed, denied)]
+    expected = (within[0] or not allowed) and not within[1]
+    assert AddressLists(allowed, denied).allow(str(caller)) == expected

@@ -9,6 +9,7 @@ import json
 import os
 import pwd
 import re
+import resource
 import socket
 import sqlite3
 import tempfile
@@ -785,6 +786,8 @@ async def test_shields_userspace_and_complaints(fake: FakeLocalAPI) -> None:
         ({"serve": "auto", "require_authentication": False}, {"state": "Running"}, "ok"),
         ({"serve": "auto"}, {}, "warning"),
         ({"serve": "auto", "require_authentication": False}, {}, "broken"),
+        ({"serve": "off", "user_ids": True}, None, "broken"),
+        ({"serve": "unix", "user_ids": True}, None, "ok"),
     ],
 )
 async def test_an_edge_that_takes_peers_for_this_machine(
@@ -802,7 +805,8 @@ async def test_an_edge_that_takes_peers_for_this_machine(
     assert line.state == state
     if state != "ok":
         assert "does not ask it who they are" in line.text and 'edge.serve = "unix"' in line.text
-        assert ("its owner there" in line.text) == (state == "broken")
+        assert ("its owner there" in line.text) == (edge.get("require_authentication") is False)
+        assert ("X-User-Id" in line.text) == edge.get("user_ids", False)
 
 
 async def test_serve_is_compared_with_what_the_edge_listens_on(fake: FakeLocalAPI) -> None:
@@ -923,6 +927,22 @@ async def test_the_edges_own_limit_of_files_counts(pair: Pair) -> None:
         assert f"process {os.getpid()}" in only(await limits.files(machine), "files").text
 
 
+async def test_before_it_runs_the_limit_counts_that_the_edge_can_raise_its_own_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with machine_with(tmp_path, edge={"listen": "127.0.0.1:1"}) as machine:
+        for hard, state in ((1 << 19, "ok"), (1024, "warning"), (resource.RLIM_INFINITY, "ok")):
+            monkeypatch.setattr(resource, "getrlimit", lambda which, hard=hard: (1024, hard))
+            assert only(await limits.files(machine), "files").state == state
+
+
+async def test_a_database_of_before_the_edges_shared_a_store_says_nothing(tmp_path: Path) -> None:
+    create_key(tmp_path, "club")
+    async with machine_with(tmp_path, edge={"listen": "127.0.0.1:1", "store": "redis://127.0.0.1:1/0"}) as machine:
+        assert limits.database(machine) == []
+        assert only(limits.plans(machine), "plans").state == "ok"
+
+
 @pytest.mark.parametrize(
     ("free", "whole", "state"), [(50, 100, "ok"), (2, 100, "warning"), (0.9, 10, "warning"), (0.01, 100, "broken")]
 )
@@ -944,7 +964,7 @@ def test_a_settings_file_with_secrets_that_others_can_read_is_told(folder_mode: 
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, folder_mode)
         file = Path(folder, "hearthlink.toml")
-        file.write_text(f'[node]\ntokens = ["hln_{"t" * 43}"]\n')
+        file.write_text(f'[node]\nqueue = 16\ntokens = ["hln_{"t" * 43}"]\n[audit]\nstrict = false\n')
         file.chmod(mode)
         settings = load_settings(config=file, environ={"HEARTHLINK_STATE": f"{folder}/none", "HOME": folder})
         os.mkdir(f"{folder}/none", 0o700)

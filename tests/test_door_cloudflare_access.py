@@ -7,7 +7,9 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
@@ -168,7 +170,12 @@ async def test_a_door_that_is_off_is_not_there(team: FakeIssuer) -> None:
 
 # -- programs of ours that pass it ------------------------------------------------------------------------------------
 
-SERVICE_TOKEN = {"CF_ACCESS_CLIENT_ID": "one.access", "CF_ACCESS_CLIENT_SECRET": "two"}
+SHOWN = {"CF-Access-Client-Id": "one.access", "CF-Access-Client-Secret": "two"}
+SERVICE_TOKEN = {
+    "CF_ACCESS_CLIENT_ID": "one.access",
+    "CF_ACCESS_CLIENT_SECRET": "two",
+    "CF_ACCESS_HOST": "127.0.0.1",  # where ``access_in_front`` is
+}
 
 
 @asynccontextmanager
@@ -179,7 +186,7 @@ async def access_in_front(pair: Pair, team: FakeIssuer) -> AsyncIterator[str]:
     async def pass_on(request: web.Request) -> web.StreamResponse:
         headers = dict(request.headers)
         shown = headers.pop("CF-Access-Client-Id", None), headers.pop("CF-Access-Client-Secret", None)
-        if shown != tuple(SERVICE_TOKEN.values()):
+        if shown != tuple(SHOWN.values()):
             return web.Response(status=403, text="<title>Forbidden - Cloudflare Access</title>")
         sent = headers | from_elsewhere() | {HEADER: team.token(**SERVICE)}
         url, body = pair.url + request.path_qs, await request.read()
@@ -209,6 +216,15 @@ async def test_smoke_shows_its_service_token(pair: Pair, team: FakeIssuer) -> No
         assert with_key.status == 0 and "plan owner" in with_key.out, with_key
         refused = await run("smoke", url, state=pair.state)
         assert refused.status == 1 and "Cloudflare Access" in refused.out, refused
+        assert "CF_ACCESS" not in refused.out, "none was set"
+
+
+async def test_smoke_says_what_it_showed_where_access_is_a_gate_alone(tmp_path: Path) -> None:
+    """The edge does not know a service token then: it wants a key, whoever passed the gate."""
+    async with running_pair(state=tmp_path, edge={"anonymous": False}, wait=False) as pair:
+        smoke = await run("smoke", pair.url, state=tmp_path, environ=SERVICE_TOKEN)
+        assert smoke.status == 1 and "API keys" in smoke.out, smoke
+        assert "CF_ACCESS_CLIENT_ID" in smoke.out and "give --key" in smoke.out
 
 
 async def test_chat_goes_in_by_its_service_token(
@@ -217,7 +233,9 @@ async def test_chat_goes_in_by_its_service_token(
     for name, value in SERVICE_TOKEN.items():
         monkeypatch.setenv(name, value)
     settings = settings_for(pair.state, {})
-    assert chat.own_credential(settings, PUBLIC_URL) is None, "Access says who is asking"
+    with monkeypatch.context() as patch:
+        patch.setenv("CF_ACCESS_HOST", urlsplit(PUBLIC_URL).hostname or "")
+        assert chat.own_credential(settings, PUBLIC_URL) is None, "Access says who is asking"
     assert str(chat.own_credential(settings, pair.url)).startswith("hlt_"), "on the edge's machine nobody is needed"
     async with access_in_front(pair, team) as url:
         await chat.ask(url, None, question(chat_type="home"), as_json=True)
@@ -226,17 +244,18 @@ async def test_chat_goes_in_by_its_service_token(
 
 async def test_a_service_token_is_shown_where_nobody_can_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert access_headers(PUBLIC_URL) == {}
-    for name, value in SERVICE_TOKEN.items():
+    for name, value in {**SERVICE_TOKEN, "CF_ACCESS_HOST": "Chat.example.org"}.items():
         monkeypatch.setenv(name, value)
-    shown = {"CF-Access-Client-Id": "one.access", "CF-Access-Client-Secret": "two"}
-    assert access_headers(PUBLIC_URL) == access_headers("http://localhost:8700") == shown
-    assert access_headers("http://chat.example.org") == {}
+    assert access_headers(PUBLIC_URL) == access_headers("https://CHAT.example.org:8443/") == SHOWN
+    for elsewhere in ("http://chat.example.org", "https://example.org", "https://a.chat.example.org", "http://[::1]"):
+        assert access_headers(elsewhere) == {}, elsewhere
 
 
-@pytest.mark.parametrize("secret", ["", "t wo", "two\r\nX: y", "é"])
-async def test_half_a_service_token_is_told(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
-    monkeypatch.setenv("CF_ACCESS_CLIENT_ID", "one.access")
-    monkeypatch.setenv("CF_ACCESS_CLIENT_SECRET", secret)
-    with pytest.raises(Failure, match="CF_ACCESS_CLIENT_SECRET") as caught:
+@pytest.mark.parametrize("variable", SERVICE_TOKEN)
+@pytest.mark.parametrize("value", ["", "t wo", "two\r\nX: y", "é"])
+async def test_a_part_of_a_service_token_is_told(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    for name, good in {**SERVICE_TOKEN, variable: value}.items():
+        monkeypatch.setenv(name, good)
+    with pytest.raises(Failure, match=variable) as caught:
         access_headers(PUBLIC_URL)
-    assert caught.value.status is Status.USAGE and (not secret or secret not in str(caught.value))
+    assert caught.value.status is Status.USAGE and (not value or value not in str(caught.value))

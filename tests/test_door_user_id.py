@@ -21,14 +21,19 @@ from tests.pair import ORIGIN, Pair, question, running_pair, settings_for
 from tests.raw_http import RawClient
 
 
-def enter(*headers: tuple[bytes, bytes], page: Page | None = None) -> Principal:
-    plan = built_in()["member"]
-    return user_id.enter(headers, page or Page(None, None), allowed_origins=[ORIGIN], plan=plan)
+def enter(*headers: tuple[bytes, bytes], page: Page | None = None, http_version: str = "1.1") -> Principal:
+    return user_id.enter(
+        headers,
+        page or Page(None, None),
+        http_version=http_version,
+        allowed_origins=[ORIGIN],
+        plan=built_in()["member"],
+    )
 
 
-def refusal(*headers: tuple[bytes, bytes], page: Page | None = None) -> str:
+def refusal(*headers: tuple[bytes, bytes], page: Page | None = None, http_version: str = "1.1") -> str:
     with pytest.raises(ApiError) as caught:
-        enter(*headers, page=page)
+        enter(*headers, page=page, http_version=http_version)
     return caught.value.code
 
 
@@ -47,10 +52,38 @@ def test_an_id_is_one_word(value: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via", "cf-ray"]
+    "name",
+    [
+        "forwarded",
+        "x-forwarded",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-original-forwarded-for",
+        "x-real-ip",
+        "true-client-ip",
+        "x-client-ip",
+        "fastly-client-ip",
+        "client-ip",
+        "via",
+        "x-via",
+        "cf-ray",
+        "cf-connecting-ip",
+        "tailscale-user-login",
+        "ngrok-trace-id",
+    ],
 )
 def test_what_a_tunnel_or_proxy_passed_on_is_refused(name: str) -> None:
     assert refusal((b"x-user-id", b"ann"), (name.encode(), b"127.0.0.1")) == "address_not_allowed"
+
+
+def test_what_an_old_proxy_passed_on_is_refused() -> None:
+    assert refusal((b"x-user-id", b"ann"), http_version="1.0") == "address_not_allowed"
+
+
+def test_what_programs_and_browsers_send_is_not_taken_for_a_proxys() -> None:
+    names = "host user-agent accept accept-language content-type cookie referer x-request-id x-skip dnt priority"
+    assert enter((b"x-user-id", b"ann"), *((name.encode(), b"1") for name in names.split()))
 
 
 @pytest.mark.parametrize(
@@ -78,6 +111,15 @@ def test_an_edge_that_others_can_reach_does_not_start_with_it(tmp_path: Path, ed
     assert "edge.user_ids" in str(caught.value)
     settings_for(tmp_path, {"edge": edge})
     settings_for(tmp_path, {"edge": {"listen": "[::1]:1", "public_url": "http://localhost:5173", "user_ids": True}})
+
+
+@pytest.mark.parametrize("believing", [{"user_ids": True}, {"require_authentication": False}])
+def test_an_edge_that_believes_has_no_name_that_others_know(tmp_path: Path, believing: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="for this machine alone") as caught:
+        settings_for(tmp_path, {"edge": {**believing, "allowed_hosts": ["localhost", "chat.example.org"]}})
+    assert "edge.allowed_hosts" in str(caught.value) and f"edge.{next(iter(believing))}" in str(caught.value)
+    settings_for(tmp_path, {"edge": {**believing, "allowed_hosts": ["localhost", "127.0.0.1"]}})
+    settings_for(tmp_path, {"edge": {"allowed_hosts": ["chat.example.org"]}})
 
 
 @asynccontextmanager
@@ -133,10 +175,19 @@ async def test_a_reload_cannot_open_it() -> None:
         assert (await ask(pair, "GET", "/v1/me", **{"X-User-Id": "ann"}))[0] == 401
 
 
+async def test_a_reload_gives_it_no_name_that_others_know() -> None:
+    """What believes until it is started again keeps to this machine's names, whatever the settings say by now."""
+    async with edge_with(user_ids=True) as pair:
+        pair.edge._apply(settings_for(pair.state, {"edge": {"allowed_hosts": ["chat.example.org"]}}))
+        async with await RawClient.connect(pair.url) as raw:
+            await raw.request("GET", "/v1/me", {"Host": "chat.example.org", "X-User-Id": "ann"})
+            assert (await raw.head()).status == 400
+
+
 async def test_nobody_who_comes_through_the_tailnet_is_believed() -> None:
     """Serve and peers reach this machine's own addresses, and are not this machine."""
     async with edge_with(user_ids=True) as pair:
-        scope: dict[str, Any] = {"headers": [(b"x-user-id", b"ann")], "state": {}}
+        scope: dict[str, Any] = {"http_version": "1.1", "headers": [(b"x-user-id", b"ann")], "state": {}}
         for listener, believed in (("public", True), ("serve", False), ("tailnet", False)):
             scope["state"]["listener"] = listener
             assert (user_of(scope, pair.edge.services) is not None) is believed, listener

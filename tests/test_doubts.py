@@ -28,8 +28,6 @@ WELL = {"public_url": PUBLIC, "allowed_origins": [PUBLIC], "trusted_proxies": ["
         ({**WELL, "trusted_proxies": []}, ["edge.trusted_proxies"]),
         ({**WELL, "trusted_proxies": [], "listen": "0.0.0.0:443"}, []),
         ({"public_url": PUBLIC}, ["edge.allowed_origins", "edge.trusted_proxies"]),
-        ({"allowed_origins": [PUBLIC], "exempt_origins": [PUBLIC]}, []),
-        ({"exempt_origins": [PUBLIC]}, ["edge.exempt_origins"]),
         ({"denied_addresses": ["203.0.113.7"]}, ["edge.denied_addresses"]),
         ({"allowed_addresses": ["203.0.113.7"], "trusted_proxies": ["127.0.0.1"]}, []),
         ({"allowed_addresses": ["203.0.113.7"], "listen": "0.0.0.0:443"}, []),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edge.store.records import Maintenance
 from tests.fake_runtime import FakeRuntime
 from tests.pair import ORIGIN, Pair, create_key, question, running_pair
 from tests.raw_http import RawClient
@@ -126,9 +127,9 @@ async def test_names_that_the_owner_lists_are_good(tmp_path: Path) -> None:
 async def test_a_page_cannot_make_its_own_name_lead_here(tmp_path: Path) -> None:
     """DNS rebinding: where no credential is asked for, and on the listener for operations, the browser's Host is all
     that tells a page of the internet from this machine."""
-    edge = {"require_authentication": False, "allowed_hosts": ["dev.test"]}
+    edge = {"require_authentication": False, "allowed_hosts": ["localhost"]}
     async with running_pair(state=tmp_path, edge=edge, wait=False) as pair:
-        for host in ("127.0.0.1", "localhost:8700", "LOCALHOST", "[::1]:8700", "dev.test"):
+        for host in ("127.0.0.1", "localhost:8700", "LOCALHOST", "[::1]:8700"):
             assert await get(pair, "/v1/me", Host=host) == (200, None), host
             assert await get(pair, "/metrics", ops=True, Host=host) == (200, None), host
         for host in ("rebound.test", "10.0.0.9", "localhost.rebound.test"):
@@ -370,3 +371,48 @@ async def test_no_more_answers_run_than_the_edge_allows(tmp_path: Path) -> None:
         runtime.script = "normal"
         async with pair.post(NATIVE, question()) as response:
             assert response.status == 200, "a place that was left is free"
+
+
+# -- a WebSocket's handshake passes what every request passes ---------------------------------------------------------
+
+
+async def test_a_handshake_is_refused_as_any_request_and_leaves_its_line(tmp_path: Path) -> None:
+    edge = BEHIND_PROXY | {"denied_addresses": ["203.0.113.0/24"], "allowed_hosts": ["127.0.0.1"]}
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "WebSocket",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+    }
+    async with running_pair(state=tmp_path, edge=edge, wait=False) as pair:
+        assert await answer(pair, "GET", "/", upgrade) == (404, "not_found")
+        assert await answer(pair, "GET", "/", upgrade | {"Host": "other.test"}) == (400, "invalid_request")
+        assert await answer(pair, "GET", "/", upgrade | from_address("203.0.113.9")) == (403, "address_not_allowed")
+        assert [line["outcome"] for line in pair.audit] == ["not_found", "invalid_request", "address_not_allowed"]
+        pair.edge.services.store.records.maintenance = Maintenance.begun(None, 1.0, ends_answers=False)
+        assert await answer(pair, "GET", "/link", upgrade) == (503, "maintenance")
+
+
+# -- what the headers say is enough -----------------------------------------------------------------------------------
+
+
+@pytest.mark.case("B29")
+@pytest.mark.parametrize(
+    ("header", "refusal"),
+    [
+        ({"Origin": "https://evil.example"}, (403, "origin_not_allowed")),
+        ({"Authorization": "Bearer hlk_0123456789ab_" + "A" * 43}, (401, "invalid_token")),
+    ],
+    ids=["origin", "key"],
+)
+@pytest.mark.parametrize("invites", [True, False])
+async def test_who_gets_no_token_is_told_before_the_body(
+    tmp_path: Path, invites: bool, header: dict[str, str], refusal: tuple[int, str]
+) -> None:
+    edge = {"allowed_origins": [ORIGIN], "invites": invites}
+    async with (
+        running_pair(state=tmp_path, edge=edge, wait=False) as pair,
+        await RawClient.connect(pair.url) as raw,
+    ):
+        await raw.request("POST", "/v1/token", {"Content-Type": "application/json", "Content-Length": "100", **header})
+        assert ((await raw.head()).status, (await raw.json())["error"]["code"]) == refusal

@@ -469,3 +469,79 @@ async def test_there_is_no_websocket_at_the_edge(strict: tuple[Pair, FakeRuntime
         "Sec-WebSocket-Protocol": "hearthlink.v1",
     }
     assert await refusal(strict[0], encode_request("GET", path, upgrade)) == (404, "not_found")
+
+
+WEBSOCKET = (
+    b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+QUESTION = json.dumps(question()).encode()
+H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
+FRAMED = pytest.mark.parametrize("framing", [b"Content-Length: 10\r\n", b"Transfer-Encoding: chunked\r\n"])
+
+
+@FRAMED
+async def test_a_handshake_with_a_body_is_refused(strict: tuple[Pair, FakeRuntime], framing: bytes) -> None:
+    assert await refusal(strict[0], WEBSOCKET + framing + b"\r\n") == (400, "invalid_request")
+
+
+@FRAMED
+async def test_a_handshake_that_the_node_cannot_read_is_refused(
+    strict: tuple[Pair, FakeRuntime], framing: bytes
+) -> None:
+    """The node has a WebSocket, and uvicorn answers nothing where its reader gives up."""
+    url = strict[0].node.listener.url
+    for wrong in (WEBSOCKET + framing, WEBSOCKET + b"X: %s\r\n" % (b"y" * 9000)):
+        async with await RawClient.connect(url) as raw:
+            await raw.send(wrong + b"\r\n")
+            assert (await raw.head(CLOSED_WITHIN)).status == 400
+            assert (await raw.json())["error"]["code"] == "invalid_request"
+            await raw.closed_by_peer(1)
+
+
+async def test_a_body_behind_an_offer_of_http2_is_no_second_request(strict: tuple[Pair, FakeRuntime]) -> None:
+    """The parser ends a request that offers another protocol at its headers."""
+    pair, runtime = strict
+    smuggled = encode_request("GET", "/v1/me", pair.bearer())
+    assert await refusal(pair, post(pair, *H2C, f"Content-Length: {len(smuggled)}", body=smuggled)) == (
+        400,
+        "invalid_request",
+    )
+    assert not runtime.chats
+
+
+async def test_an_offer_of_http2_is_passed_over_and_the_connection_closed(strict: tuple[Pair, FakeRuntime]) -> None:
+    """What comes behind it may be meant as HTTP/2: it is not answered as if it were HTTP/1.1."""
+    async with await RawClient.connect(strict[0].url) as raw:
+        await raw.send(GET + "\r\n".join([*H2C, "", ""]).encode() + GET + b"\r\n")
+        head = await raw.head()
+        assert (head.status, head.headers["connection"]) == (200, "close")
+        assert await raw.json() == {"status": "ok"}
+        await raw.closed_by_peer(1)
+
+
+@pytest.mark.parametrize("behind", [WEBSOCKET + b"\r\n", GET + b"X : y\r\n\r\n"], ids=["handshake", "malformed"])
+async def test_what_may_not_stand_behind_a_chat_is_not_answered_in_its_place(
+    strict: tuple[Pair, FakeRuntime], behind: bytes
+) -> None:
+    pair, _ = strict
+    async with await RawClient.connect(pair.url) as raw:
+        await raw.send(post(pair, f"Content-Length: {len(QUESTION)}", body=QUESTION) + behind)
+        head = await raw.head()
+        assert (head.status, head.headers["connection"]) == (200, "close")
+        assert "choices" in await raw.json()
+        await raw.closed_by_peer(1)
+
+
+@pytest.mark.parametrize("behind", [WEBSOCKET + b"\r\n", GET + b"X : y\r\n\r\n"], ids=["handshake", "malformed"])
+async def test_a_chat_does_not_run_on_for_nobody(tmp_path: Path, behind: bytes) -> None:
+    """Whatever stands behind it, its caller's leaving is noticed."""
+    async with FakeRuntime("stall_mid_stream") as runtime, running_pair(runtime.url, state=tmp_path) as pair:
+        async with await RawClient.connect(pair.url) as raw:
+            await raw.post(NATIVE, question(stream=False), pair.bearer())
+            exchange = await runtime.chat(0)
+            await raw.send(behind)
+            with pytest.raises(TimeoutError):
+                await raw.head(0.3)
+        await exchange.peer_left()
+        await pair.idle()

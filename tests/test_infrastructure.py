@@ -10,10 +10,11 @@ import random
 import re
 import signal
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ from shared.asgi.listener import CannotListen, Listener, bind
 from shared.asgi.protocol import Limits
 from shared.asgi.types import Receive, Scope, Send
 from shared.settings_sections import TlsSettings
+from shared.state import StateDir
 from shared.ticker import Ticker
 from tests.certificates import Authority
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import normal
-from tests.pair import ORIGIN, events_of, question, settings_for
+from tests.pair import ORIGIN, events_of, question, running_pair, settings_for
 from tests.processes import ROOT, Processes, running_processes
 from tests.test_logs import fill
 from tests.waiting import wait_until
@@ -183,9 +185,10 @@ async def test_an_edge_whose_log_nobody_reads_any_more_answers_and_ends(runtime:
                 url = await asyncio.to_thread(listening_at, reader)
             await answering(client, f"{url}/healthz")
             fill(writer)
-            for _ in range(20):
-                async with client.post(f"{url}/v1/chat", json=question(), headers=pair.bearer()) as answer:
-                    assert answer.status == 200
+            async with asyncio.timeout(20):
+                for _ in range(20):
+                    async with client.post(f"{url}/v1/chat", json=question(), headers=pair.bearer()) as answer:
+                        assert answer.status == 200
             child.terminate()
             async with asyncio.timeout(30):
                 assert await child.wait() == 0
@@ -223,7 +226,7 @@ async def answering(client: aiohttp.ClientSession, url: str) -> None:
 @pytest.mark.case("E71")
 async def test_500_callers_renew_their_tokens_within_a_second(runtime: FakeRuntime, tmp_path: Path) -> None:
     """Pages that were opened at one moment, with the shortest tokens there are: each renews its own at 80 % of its
-    life, ± 10 % of that, as the JavaScript client does."""
+    life, ± 10 % of that, as the JavaScript client does (clients/js/test/token.test.js)."""
     environ = {
         "HEARTHLINK_EDGE__TRUSTED_PROXIES": "127.0.0.1",
         "HEARTHLINK_EDGE__CONNECTIONS_PER_IP": "1000",
@@ -313,13 +316,88 @@ async def test_whoever_starts_an_edge_at_a_taken_port_reads_why_and_can_stop_it(
         )
         assert child.stderr is not None
         async with asyncio.timeout(20):
-            said = b""
-            while b"tried again every second" not in said:
-                said += await child.stderr.readline()
+            said = await waiting(child)
             child.send_signal(signal.SIGINT)
             said += await child.stderr.read()
             assert await child.wait() == 130
     assert f"Port {port} on 127.0.0.1 is taken".encode() in said and b"Traceback" not in said
+
+
+async def waiting(child: asyncio.subprocess.Process) -> bytes:
+    """What a process says until it says that it waits for something."""
+    assert child.stderr is not None
+    said = b""
+    while b"tried again every second" not in said:
+        line = await child.stderr.readline()
+        assert line, said.decode()
+        said += line
+    return said
+
+
+async def refuses(url: str) -> bool:
+    """Whether nobody listens at ``url``."""
+    async with aiohttp.ClientSession(trust_env=False) as client:
+        try:
+            async with client.get(url):
+                return False
+        except aiohttp.ClientConnectorError:
+            return True
+
+
+@pytest.mark.case("E72")
+async def test_nobody_is_served_while_one_of_the_addresses_is_waited_for(tmp_path: Path) -> None:
+    """It could not be drained. SIGHUP is no reason to end meanwhile, SIGTERM is one to end well."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        public = free.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "HEARTHLINK_STATE": str(tmp_path),
+            "HEARTHLINK_EDGE__LISTEN": f"127.0.0.1:{public}",
+            "HEARTHLINK_EDGE__OPS_LISTEN": f"127.0.0.1:{other.getsockname()[1]}",
+        }
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "edge"), cwd=ROOT, env=environ, stderr=asyncio.subprocess.PIPE
+        )
+        assert child.stderr is not None
+        async with asyncio.timeout(20):
+            said = await waiting(child)
+            assert await refuses(f"http://127.0.0.1:{public}/livez")
+            child.send_signal(signal.SIGHUP)
+            await asyncio.sleep(1.5)  # a try later it still is there, and still serves nobody
+            assert child.returncode is None and await refuses(f"http://127.0.0.1:{public}/livez")
+            child.send_signal(signal.SIGTERM)
+            said += await child.stderr.read()
+            assert await child.wait() == 0
+    assert b"Traceback" not in said and said.count(b"tried again") == 1
+
+
+@pytest.mark.case("E72")
+async def test_an_edge_waits_for_the_one_before_that_still_has_the_database(
+    runtime: FakeRuntime, tmp_path: Path
+) -> None:
+    """A restart whose old process is in its drain."""
+    async with running_processes(runtime.url, tmp_path) as pair:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "edge"), cwd=ROOT, env=pair.environ, stderr=asyncio.subprocess.PIPE
+        )
+        assert child.stderr is not None
+        try:
+            async with asyncio.timeout(20):
+                said = await waiting(child)
+                assert b"Another edge is using the database" in said and b"for 30 s" in said
+                pair.edge.signal(signal.SIGTERM)
+                while b"edge listens on" not in said:
+                    line = await child.stderr.readline()
+                    assert line, said.decode()
+                    said += line
+                child.send_signal(signal.SIGTERM)
+                assert await child.wait() == 0
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
 
 
 @pytest.mark.case("E72")
@@ -334,7 +412,7 @@ async def test_an_address_that_comes_late_is_waited_for(
             return bind(listener)
         return bind(Listener("public", "203.0.113.1", 8700))
 
-    monkeypatch.setattr("shared.asgi.listening.bind", late)
+    monkeypatch.setattr(server, "bind", late)
     async with patient(Listener("public", "127.0.0.1")) as starting:
         await wait_until(lambda: log)
         await asyncio.sleep(0.5)  # longer than a taken port is waited for here
@@ -343,3 +421,19 @@ async def test_an_address_that_comes_late_is_waited_for(
         await asyncio.wait_for(starting, 5)
     assert len(log) == 1 and "203.0.113.1 is not an address of this machine" in log[0]
     assert "until the address is there" in log[0]
+
+
+async def test_the_metrics_say_that_the_store_cannot_write(runtime: FakeRuntime) -> None:
+    """Limits go on in memory; a crash would forget usage."""
+    async with running_pair(runtime.url) as pair:
+        metrics = pair.ops_url + "/metrics"
+        with closing(sqlite3.connect(StateDir(pair.state).database, isolation_level=None)) as blocker:
+            blocker.execute("BEGIN IMMEDIATE")
+            async with pair.post("/v1/chat", question()) as response:
+                assert response.status == 200
+            await wait_until(lambda: pair.edge.services.store.problem is not None, 10)
+            async with pair.client.get(metrics) as response:
+                assert "hearthlink_edge_store_failing 1.0" in await response.text()
+        await wait_until(lambda: pair.edge.services.store.problem is None, 10)
+        async with pair.client.get(metrics) as response:
+            assert "hearthlink_edge_store_failing 0.0" in await response.text()

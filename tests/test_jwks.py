@@ -53,7 +53,13 @@ async def keys_of(issuer: FakeIssuer, clock: Clock | None = None, url: str | Non
 
 
 async def has(keys: Jwks, kid: str | None, algorithm: str = "RS256") -> bool:
-    return await keys.find(kid, algorithm) is not None
+    """As far as the edge knows: for one that it does not, the issuer is not asked all the time."""
+    try:
+        return await keys.find(kid, algorithm) is not None
+    except IssuerUnavailable as error:
+        if error.retry_after is None:
+            raise
+        return False
 
 
 async def test_keys_are_found_by_discovery_or_where_they_are_said_to_be(issuer: FakeIssuer) -> None:
@@ -89,10 +95,29 @@ async def test_a_rotated_key_is_found_at_once(issuer: FakeIssuer, clock: Clock) 
 async def test_key_ids_that_are_made_up_ask_the_issuer_twice_a_minute(issuer: FakeIssuer, clock: Clock) -> None:
     async with keys_of(issuer, clock) as keys:
         assert await has(keys, "first")
-        for second in range(120):
+        for second in range(1, 121):
             clock.now += 1
-            assert not await has(keys, f"made-up-{second}")
+            if second % HALF_A_MINUTE:
+                with pytest.raises(IssuerUnavailable) as caught:
+                    await keys.find(f"made-up-{second}", "RS256")
+                assert caught.value.retry_after == HALF_A_MINUTE - second % HALF_A_MINUTE
+            else:
+                assert not await has(keys, f"made-up-{second}"), "the issuer was asked, and has no such key"
+            assert not await has(keys, "first", "ES256"), "this one is known, and signs nothing of the kind"
     assert issuer.asked.count("/jwks") == 1 + 120 // HALF_A_MINUTE
+
+
+async def test_a_new_key_is_found_though_somebody_else_invented_one_before(issuer: FakeIssuer, clock: Clock) -> None:
+    """Whoever comes with it meanwhile is told to come back, and not that it is wrong."""
+    async with keys_of(issuer, clock) as keys:
+        assert not await has(keys, "made-up")
+        issuer.rotate("second")
+        clock.now += 10
+        with pytest.raises(IssuerUnavailable) as caught:
+            await keys.find("second", "RS256")
+        assert caught.value.retry_after is not None
+        clock.now += caught.value.retry_after
+        assert await has(keys, "second")
 
 
 async def test_a_key_that_was_taken_back_opens_nothing_ten_minutes_later(issuer: FakeIssuer, clock: Clock) -> None:

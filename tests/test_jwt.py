@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey, generate_key
 
@@ -195,6 +195,48 @@ async def test_no_other_text_is_accepted(verifier: JwtVerifier, text: str) -> No
     await refusal(verifier, text)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from(["alg", "b64"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=8,
+)
+HEADS = JSON | st.fixed_dictionaries(
+    {"alg": st.just("RS256") | JSON}, optional=dict.fromkeys(("kid", "typ", "b64", "crit", "jwk", "x5c"), JSON)
+)
+CLAIMS = JSON | st.dictionaries(st.sampled_from(["iss", "aud", "exp", "nbf", "iat", "sub", "cnf", "jti"]), JSON)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(head=HEADS, payload=CLAIMS)
+@example(head=["alg"], payload={})
+@example(head="alg", payload={})
+async def test_no_head_and_no_claims_of_any_kind_raise_anything_else(
+    issuer: FakeIssuer, verifier: JwtVerifier, head: Any, payload: Any
+) -> None:
+    """Whatever JSON a stranger writes; and what the issuer itself signed, but for whom it lets in by that."""
+    signature = issuer.token().rpartition(".")[2]
+    await no_claims(verifier, f"{part(head)}.{part(payload)}.{signature}")
+    if isinstance(payload, dict):
+        await refusal(verifier, issuer.token(**{"aud": "somebody-else", **payload, "iss": None}))
+
+
+async def no_claims(verifier: JwtVerifier, text: str) -> None:
+    """An unknown key is not looked for twice in half a minute, and nobody is told that it is not there."""
+    with pytest.raises(ApiError) as caught:
+        await verifier.claims(text)
+    assert caught.value.code in ("invalid_token", "token_expired", "node_unavailable")
+
+
+async def test_a_key_that_may_be_new_is_nobodys_wrong_token(issuer: FakeIssuer, verifier: JwtVerifier) -> None:
+    assert await verifier.claims(issuer.token())
+    issuer.rotate("second")
+    with pytest.raises(ApiError) as caught:
+        await verifier.claims(issuer.token())
+    error = caught.value
+    assert (error.code, error.status) == ("node_unavailable", 503) and error.retry_after is not None
+    assert 20 < error.retry_after <= 30
+
+
 async def test_an_issuer_that_cannot_be_asked_is_nobodys_wrong_token(issuer: FakeIssuer, verifier: JwtVerifier) -> None:
     text = issuer.token()
     await issuer.stop()
@@ -203,5 +245,5 @@ async def test_an_issuer_that_cannot_be_asked_is_nobodys_wrong_token(issuer: Fak
     assert (caught.value.code, caught.value.status) == ("node_unavailable", 503)
 
 
-def part(value: dict[str, Any]) -> str:
+def part(value: Any) -> str:
     return urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")

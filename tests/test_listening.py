@@ -22,6 +22,7 @@ import aiohttp
 import pytest
 import uvloop
 
+from shared.asgi.connections import Connections
 from shared.asgi.listener import CannotListen, Listener
 from shared.asgi.listening import Listening
 from shared.asgi.protocol import DeadlineProtocol, Limits
@@ -32,6 +33,7 @@ from shared.tls import client_context, server_context
 from tests.certificates import Authority
 from tests.open_files import no_more_files
 from tests.raw_http import RawClient
+from tests.waiting import wait_until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -203,7 +205,7 @@ def test_small_events_never_wait_for_an_ack(
     run: Run, made_by: str, speaks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if made_by == "others":
-        monkeypatch.setattr("shared.asgi.listening.bind", bare)
+        monkeypatch.setattr("shared.asgi.server.bind", bare)
     here, context = HERE, None
     if speaks == "tls":
         authority = Authority(tmp_path)
@@ -414,3 +416,39 @@ async def test_a_lost_unix_socket_is_made_anew(tmp_path: Path) -> None:
         await listening.open(listening.listeners[0])
         assert await rights_at(listening.listeners[0]) == "serve."
     assert not path.exists()
+
+
+@LOOPS
+def test_a_websocket_counts_until_its_connection_has_closed(run: Run) -> None:
+    async def test() -> None:
+        connections = Connections(1, lambda peer: peer)
+        async with served(replace(HERE, connections=connections)) as (listening, _):
+            url = listening.listeners[0].url
+            async with aiohttp.ClientSession(trust_env=False) as session:
+                async with session.ws_connect(url) as link:
+                    assert await link.receive_bytes() == b"ops"
+                    assert len(connections) == 1
+                    async with aiohttp.ClientSession(trust_env=False) as another, another.get(url) as answer:
+                        assert answer.status == 429
+                await wait_until(lambda: len(connections) == 0)
+
+    run(test())
+
+
+@LOOPS
+def test_a_handshake_that_nobody_answers_has_a_deadline(run: Run) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    async def test() -> None:
+        ticker = Ticker()
+        async with serving(app, [HERE], Limits(header_timeout=0.2), ticker) as listening:
+            ticking = asyncio.create_task(ticker.run())
+            async with aiohttp.ClientSession(trust_env=False) as session:
+                with pytest.raises(aiohttp.ClientError):
+                    async with asyncio.timeout(5):
+                        await session.ws_connect(listening.listeners[0].url)
+            ticking.cancel()
+
+    run(test())

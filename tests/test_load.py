@@ -53,7 +53,6 @@ def memory(group: Group, tmp_path: Path) -> Memory:
 
 
 def test_what_is_used_is_told_without_files_that_can_be_let_go(group: Group, memory: Memory) -> None:
-    assert memory.limit == 100 * MIB
     group.use(50, files=20)
     assert memory.used_share() == pytest.approx(0.3)
     (group.folder / "memory.stat").unlink()
@@ -62,14 +61,20 @@ def test_what_is_used_is_told_without_files_that_can_be_let_go(group: Group, mem
     assert memory.used_share() is None
 
 
-def test_the_narrowest_limit_counts(group: Group, tmp_path: Path) -> None:
-    """A service's own, its slice's, or the whole container's."""
+def test_the_fullest_group_counts(group: Group, tmp_path: Path) -> None:
+    """A service's own, its slice's, in which others are as well, or the whole container's."""
     own = tmp_path / "own"
     own.write_text("0::/system.slice/hearthlink-edge.service\n")
-    Group(group.folder.parent).limit(str(40 * MIB))
-    assert (found := Memory.of_this_process(own, tmp_path)) is not None and found.limit == 40 * MIB
-    Group(tmp_path).limit(str(30 * MIB))
-    assert (found := Memory.of_this_process(own, tmp_path)) is not None and found.limit == 30 * MIB
+    around = Group(group.folder.parent), Group(tmp_path)
+    for one in around:
+        one.limit(str(400 * MIB))
+    found = Memory.of_this_process(own, tmp_path)
+    assert found is not None and found.used_share() == pytest.approx(0.1)
+    for mebibytes, one in enumerate(around, 200):
+        one.use(mebibytes)
+        assert found.used_share() == pytest.approx(mebibytes / 400)
+    group.use(90)
+    assert found.used_share() == pytest.approx(0.9)
 
 
 def test_without_a_limit_there_is_nothing_to_watch(group: Group, tmp_path: Path) -> None:

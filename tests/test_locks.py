@@ -166,8 +166,12 @@ async def test_chat_types_hold_on_every_route(shared_pair: Pair, shared_runtime:
     assert await ask(shared_pair, token) == (200, None), "the chat type of a page that names none is home"
     assert await ask(shared_pair, token, chat_type="somethingFun") == (200, None)
     assert await ask(shared_pair, token, OPENAI, model="chat:home") == (200, None)
+    assert await ask(shared_pair, token, chat_type="home", model="chat:home") == (200, None)
     count = len(shared_runtime.chats)
     assert await ask(shared_pair, token, chat_type="whereToGo") == (403, "chat_type_not_allowed")
+    for model in ("default", "fake-model", "nonsense"):
+        named = {"chat_type": "home", "model": model}
+        assert await ask(shared_pair, token, **named) == (403, "model_not_allowed"), "a chat type has its own"
     assert await ask(shared_pair, token, OPENAI, model="chat:whereToGo") == (403, "chat_type_not_allowed")
     for model in ({}, {"model": "default"}, {"model": "fake-model"}):
         assert await ask(shared_pair, token, OPENAI, **model) == (403, "chat_type_not_allowed"), model
@@ -232,6 +236,20 @@ async def test_a_locked_token_counts_for_its_key(shared_pair: Pair) -> None:
 
 
 @on_the_modules_loop
+async def test_a_token_says_how_it_is_locked(shared_pair: Pair) -> None:
+    """The longest answer is what plan and lock leave, whichever is less."""
+    key, locks = await shared_pair.new_key("member"), {"chat_types": ["home"], "max_tokens": 30, "uses": 2}
+    async with shared_pair.post("/v1/token", locks, key=key) as response:
+        given = await response.json()
+    assert given["locks"] == locks and given["limits"]["tokens_per_request"] == 30
+    me = (await get(shared_pair, given["token"], "/v1/me"))[2]
+    assert me["locks"] == locks and me["usage"]["tokens_per_request"] == 30
+    assert "locks" not in (await get(shared_pair, key, "/v1/me"))[2]
+    wide = await minted(shared_pair, {"max_tokens": 900_000}, key)
+    assert (await get(shared_pair, wide, "/v1/me"))[2]["usage"]["tokens_per_request"] == 4096
+
+
+@on_the_modules_loop
 async def test_a_locked_token_gives_no_other(shared_pair: Pair) -> None:
     token = await minted(shared_pair, {"uses": 1})
     async with shared_pair.post("/v1/token", {}, key=token) as response:
@@ -246,7 +264,9 @@ async def test_a_locked_token_gives_no_other(shared_pair: Pair) -> None:
 async def test_a_page_asks_for_no_locks_and_a_key_for_none_that_do_not_exist(shared_pair: Pair, field: str) -> None:
     page = {"Origin": ORIGIN}
     async with shared_pair.client.post(shared_pair.url + "/v1/token", json={field: 1}, headers=page) as response:
-        assert (response.status, (await response.json())["error"]["param"]) == (400, field)
+        error = (await response.json())["error"]
+        assert (response.status, error["param"]) == (400, field)
+        assert "origin" not in error["message"].replace(repr(field), ""), "which doors are shut is not told"
     async with shared_pair.post("/v1/token", {field: "nonsense"}) as response:
         assert (response.status, (await response.json())["error"]["param"]) == (400, field)
 
@@ -267,11 +287,12 @@ async def test_the_command_line_locks_what_it_mints(shared_pair: Pair, shared_ru
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("--origin", "https://app.test/"), "https://app.test"),
-        (("--chat-type", ""), "chat_types"),
+        (("--origin", "https://app.test/"), "--origin is not what a browser sends"),
+        (("--origin", "foo"), "--origin is"),
+        (("--chat-type", ""), "--chat-type is"),
         (("--max-tokens", "0"), "--max-tokens"),
         (("--uses", "0"), "--uses"),
-        (("--uses", "99999999"), "uses"),
+        (("--uses", "99999999"), "--uses is"),
     ],
 )
 @on_the_modules_loop

@@ -72,6 +72,14 @@ async def test_a_peer_is_nobody_in_particular(userspace: FakeLocalAPI, tmp_path:
     assert userspace.asked[-1].query["proto"] == "tcp", "else tailscaled does not look at the port"
 
 
+async def test_a_peer_is_not_whoever_it_says_it_is(userspace: FakeLocalAPI, tmp_path: Path) -> None:
+    async with beside(userspace, tmp_path, {"user_ids": True}) as edge:
+        assert '"user_ann"' in (await get(f"{edge.public.url}/v1/me", X_User_Id="ann"))[1]
+        userspace.whois["127.0.0.1"] = PHONE
+        status, said = await get(f"{edge.public.url}/v1/me", X_User_Id="ann")
+        assert status == 401 and "missing_token" in said
+
+
 @pytest.mark.parametrize("trouble", ["refuses", "silent"])
 async def test_who_cannot_be_told_from_a_peer_is_treated_as_one(
     userspace: FakeLocalAPI, tmp_path: Path, trouble: str

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from edge.store.redis.admin import RedisAdmin
+from hearthlink.doctor import disk
 from hearthlink.doctor.machine import Machine
 from hearthlink.doctor.report import Line
 from hearthlink.doctor.store import store
@@ -27,6 +28,12 @@ async def test_a_store_that_is_well_is_told_with_its_round_trip(tmp_path: Path) 
     async with running_redis(tmp_path / "redis", appendonly="yes") as server:
         [line] = await found(tmp_path, server.url)
     assert line.state == "ok" and "ms" in line.text
+
+
+async def test_no_file_is_missed_where_the_store_is_a_server(tmp_path: Path) -> None:
+    for url, lines in (("redis://127.0.0.1:1/0", 0), ("sqlite", 1)):
+        async with Machine(settings_for(tmp_path, {"edge": {"store": url}})) as machine:
+            assert len(disk.database(machine)) == lines
 
 
 async def test_an_edge_of_its_own_has_no_such_store(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +17,7 @@ from loguru import logger
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from edge.plans import Plan
-from edge.store.errors import StoreError
+from edge.store.errors import StoreError, StoreNotYet
 from edge.store.ledger import Cost, Grant
 from edge.store.redis.admin import RedisAdmin
 from edge.store.redis.remembered import Remembered
@@ -25,8 +26,10 @@ from edge.store.redis.server import TAG
 from edge.store.redis.store import RedisStore
 from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
+from shared.signing_keys import LONGEST_TOKEN
 from tests.redis_server import RedisServer, free_port, running_redis
 from tests.store.callers import IP, caller, refused, used
+from tests.store.kinds import Clock
 from tests.tcp_proxy import TcpProxy
 from tests.waiting import wait_until
 
@@ -119,6 +122,20 @@ async def test_an_edge_may_be_told_to_count_for_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.case("E57")
+async def test_what_an_edge_counted_for_itself_counts_for_the_whole_day(tmp_path: Path) -> None:
+    """However long its caller was quiet."""
+    clock = Clock()
+    options: dict[str, Any] = {"without_store": "count", "monotonic": lambda: clock.elapsed}
+    async with running_redis(tmp_path / "redis") as server, opened(server.url, **options) as store:
+        server.stop()
+        await store.admit(IP, caller(), QUOTA, Cost(1000), "a")
+        assert await store.settle("a", Usage(0, 1000))
+        clock.advance(3600)
+        store._upkeep()
+        assert (await refused(store.admit(IP, caller(), QUOTA, Cost(1), "b"))).code == "quota_exceeded"
+
+
+@pytest.mark.case("E57")
 async def test_a_server_that_is_back_has_what_ended_meanwhile_once(tmp_path: Path) -> None:
     async with running_redis(tmp_path / "redis", **KEPT) as server, opened(server.url) as store:
         await store.admit(IP, caller(), QUOTA, Cost(400), "a")
@@ -145,6 +162,8 @@ async def test_a_server_that_says_nothing_costs_a_few_requests_a_moment_and_the_
         server.pause()
         try:
             began = time.monotonic()
+            for number in range(2):  # which the server may have counted: nobody counts them again
+                assert (await refused(store.admit(IP, caller(), FREE, Cost(1), f"late{number}"))).code == "overloaded"
             for number in range(200):
                 await store.admit(IP, caller(), FREE, Cost(1), f"chat{number}")
             # One after the other, each waiting for its own 50 ms, they would take 10 s.
@@ -210,6 +229,41 @@ async def test_whoever_gives_up_waiting_never_leaves_a_reply_to_the_next(tmp_pat
         assert store.problem is None
 
 
+@pytest.mark.case("E58")
+async def test_a_burst_on_a_server_that_is_well_is_counted_there_and_nowhere_else(tmp_path: Path) -> None:
+    """At the time that an edge gives it: calls that wait for one another are not the server's fault."""
+    plan = Plan("test", requests_per_minute=100)
+    async with (
+        running_redis(tmp_path / "redis") as server,
+        opened(server.url, budget=0.05) as one,
+        opened(server.url, budget=0.05) as two,
+    ):
+        asked = [store.charge_request(None, caller(), plan) for store in (one, two) for _ in range(200)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert sum(isinstance(each, Grant) for each in found) == 100
+        assert {each.code for each in found if isinstance(each, ApiError)} == {"rate_limited"}
+        assert one.problem is None and two.problem is None
+
+
+async def test_a_server_far_away_whose_connections_are_lost_is_not_lost_with_them(tmp_path: Path) -> None:
+    """A dial there takes longer than a call may: it has a time of its own."""
+    async with (
+        running_redis(tmp_path / "redis", requirepass="secret") as server,
+        TcpProxy() as way,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        way.target, way.latency = server.port, 0.015
+        store = await stack.enter_async_context(opened(f"redis://:secret@127.0.0.1:{way.port}/1", budget=0.05))
+        await store.charge_request(IP, caller(), QUOTA)
+        environment = {**os.environ, "REDISCLI_AUTH": "secret"}
+        kill = ("redis-cli", "-p", str(server.port), "CLIENT", "KILL", "TYPE", "normal")
+        killed = await asyncio.create_subprocess_exec(*kill, env=environment, stdout=asyncio.subprocess.DEVNULL)
+        assert await killed.wait() == 0
+        for _ in range(3):
+            await store.charge_request(IP, caller(), QUOTA)
+        assert store.problem is None
+
+
 # 59: another server takes over
 
 
@@ -253,8 +307,8 @@ async def test_what_was_done_and_not_heard_of_is_not_done_again(
         heard = store._server._once
         replies: list[object] = []
 
-        async def deaf(script: Script, args: tuple[str | int, ...]) -> object:
-            replies.append(await heard(script, args))
+        async def deaf(script: Script, args: tuple[str | int, ...], patience: Any) -> object:
+            replies.append(await heard(script, args, patience))
             if len(replies) == 1:
                 raise RedisConnectionError("reset")
             return replies[-1]
@@ -267,6 +321,9 @@ async def test_what_was_done_and_not_heard_of_is_not_done_again(
         assert await store.settle("a", Usage(0, 60))
         assert await used(store, QUOTA, caller()) == (60, 0)
         assert len(replies) > 2
+        replies.clear()
+        grant = await store.charge_request(IP, caller(), QUOTA)
+        assert grant.requests is not None and grant.requests.remaining == 58 and len(replies) == 2
 
 
 @pytest.mark.case("E59")
@@ -308,6 +365,7 @@ async def test_a_cluster_works_and_a_slot_that_moves_costs_no_request(tmp_path: 
             _, key = await admin.create_key("ci", "member", ["chat"])
             assert (await admin.standing("caller")).used == 30
         await wait_until(lambda: _opens(store, key), 5)
+        await store._server.drop_connections()
         _move_slot(one, two, one.ask("CLUSTER", "KEYSLOT", TAG))
         await store.admit(IP, caller(), QUOTA, Cost(200), "b")
         assert await used(store, QUOTA, caller()) == (30, 200)
@@ -384,11 +442,22 @@ async def test_a_quota_never_begins_anew_without_a_word(tmp_path: Path, loss: st
         await noticed(store)
         assert "lost" in (store.problem or "")
         await store.admit(IP, caller("other"), FREE, Cost(1), "c")
-        async with opened(server.url) as again:  # the owner has decided
-            await again.admit(IP, caller(), QUOTA, Cost(1), "d")
+        async with administering(server.url) as admin:  # who only looks
+            await admin.list_keys()
+        async with opened(server.url) as another:
+            if loss != "everything":  # data of its own, else
+                assert not another.answering
+                assert (await refused(another.admit(IP, caller(), QUOTA, Cost(1), "d"))).code == "overloaded"
+            await store._beat()
             await store._look()
-        # Another's data is not taken for its own: tokens that are out stay good, and counts are not begun anew.
-        assert store.records.signing_keys == keys and store.answering == (loss != "everything")
+            # Another's data is not taken for its own: tokens that are out stay good, and counts are not begun anew.
+            assert store.records.signing_keys == keys and not store.answering
+    async with running_redis(tmp_path / "redis") as server:
+        async with opened(server.url) as store:
+            await store.admit(IP, caller(), QUOTA, Cost(1000), "a")
+        _lose(server, loss)
+        async with opened(server.url) as again:  # all edges were stopped: the owner has decided
+            await again.admit(IP, caller(), QUOTA, Cost(1000), "b")
 
 
 def _lose(server: RedisServer, loss: str) -> None:
@@ -413,6 +482,24 @@ async def test_a_server_that_comes_back_with_older_data_says_how_old(tmp_path: P
         finally:
             logger.remove(sink)
     assert [line for line in lines if "has the data of" in line], lines
+
+
+@pytest.mark.case("E60")
+async def test_counts_that_come_back_as_they_were_are_no_older_data(tmp_path: Path) -> None:
+    lines: list[str] = []
+    async with running_redis(tmp_path / "redis") as server, opened(server.url) as store:
+        sink = logger.add(lines.append, level="ERROR", format="{message}")
+        try:
+            server.ask("RENAME", f"{TAG}:meta", "elsewhere")
+            await store._beat()
+            await asyncio.sleep(0.01)
+            await store._beat()
+            server.ask("RENAME", "elsewhere", f"{TAG}:meta")
+            await store._beat()
+        finally:
+            logger.remove(sink)
+        assert store.problem is None
+    assert not [line for line in lines if "has the data of" in line], lines
 
 
 async def test_a_server_whose_memory_is_full_is_as_one_that_is_gone(tmp_path: Path) -> None:
@@ -459,8 +546,9 @@ async def test_it_is_reached_by_tls_whose_certificate_is_checked(tmp_path: Path)
     }  # fmt: skip
     async with running_redis(tmp_path / "redis", **options):
         url = f"rediss://localhost:{port}/0"
-        with pytest.raises(StoreError, match="certificate"):
+        with pytest.raises(StoreError, match="certificate") as caught:
             await RedisStore(url, requests_per_minute_per_ip=None).open()
+        assert not isinstance(caught.value, StoreNotYet), "waiting does not mend it"
         async with opened(f"{url}?ssl_ca_certs={authority.certificate}") as store:
             await store.admit(IP, caller(), QUOTA, Cost(1), "a")
 
@@ -519,6 +607,70 @@ async def test_a_server_that_was_away_for_long_takes_no_living_edge_for_dead(tmp
             await two._beat()
             assert (await refused(two.admit(IP, caller(), plan, Cost(1), "b"))).code == "concurrency_limited"
             assert await used(two, plan, caller()) == (0, 600)
+
+
+@pytest.mark.case("E66")
+async def test_a_server_whose_clock_is_set_back_locks_nobody_out(tmp_path: Path) -> None:
+    clock, plan = Clock(), Plan("test", requests_per_minute=20, streams=1)
+    options: dict[str, Any] = {
+        "now": lambda: clock.unix, "monotonic": lambda: clock.elapsed, "requests_per_minute_per_ip": 50
+    }  # fmt: skip
+    async with running_redis(tmp_path / "redis") as server, opened(server.url, **options) as alive:
+        dead = RedisStore(server.url, budget=GENEROUS, **options)
+        await dead.open()
+        await dead.admit(IP, caller(), plan, Cost(1), "a")
+        await _die(dead)
+        clock.unix -= 3600
+        error = await refused(alive.charge_request(IP, caller(), plan))
+        assert error.retry_after is not None and error.retry_after <= 60
+        for _ in range(10):
+            clock.advance(6)
+            await alive._beat()
+        await alive.charge_request(IP, caller(), plan)
+        await alive.admit(IP, caller(), plan, Cost(1), "b")
+
+
+# What callers and their edges cost each other
+
+
+async def test_a_caller_who_gives_its_token_back_makes_no_edge_read_all_again(tmp_path: Path) -> None:
+    plan = Plan("test", requests_per_minute=1)
+    async with running_redis(tmp_path / "redis") as server, opened(server.url) as one, opened(server.url) as two:
+        await two.charge_request(IP, caller(), plan)
+        assert (await refused(two.charge_request(IP, caller(), plan))).code == "rate_limited"
+        known = two.records.limits
+        gone = caller("other", jti="gone", expires_at=int(time.time()) + 600)
+        await one.revoke(gone)
+        await wait_until(lambda: two.revoked(gone), 10)
+        assert two.records.limits is known and len(two._remembered) == 1
+
+
+async def test_a_request_writes_no_more_than_one_call_of_what_an_outage_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.store.redis.store.POLL_SECONDS", 60.0)
+    async with running_redis(tmp_path / "redis") as server, opened(server.url) as store:
+        await store.admit(IP, caller(), QUOTA, Cost(1), "a")
+        store._settlements._waiting.update({f"left{number}": 1 for number in range(1000)})
+        before = _scripts_run(server)
+        await used(store, QUOTA, caller())
+        assert await store.settle("a", Usage(5, 0))
+        assert _scripts_run(server) - before <= 3
+        assert await used(store, QUOTA, caller()) == (5, 0)
+
+
+async def test_revocations_of_callers_whose_tokens_have_all_ended_are_forgotten(tmp_path: Path) -> None:
+    clock = Clock()
+    async with running_redis(tmp_path / "redis") as server:
+        async with opened(server.url, now=lambda: clock.unix) as store:
+            admin = RedisAdmin(server.url, now=lambda: clock.unix)
+            await admin.open()
+            await admin.revoke_principal("caller")
+            clock.unix += LONGEST_TOKEN + 86_400
+            await admin.revoke_principal("other")
+            await store.admit(IP, caller(), QUOTA, Cost(1), "a")  # the first of its day
+            await admin.close()
+        assert server.ask("HKEYS", f"{TAG}:revoked-principals") == "other"
 
 
 # A flood

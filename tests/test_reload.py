@@ -117,6 +117,19 @@ async def test_who_may_call_follows_the_file(pair: Pair, config: Path, told: lis
     assert await status() == 200
 
 
+async def test_a_reload_begins_no_callers_minute_anew(pair: Pair) -> None:
+    async def left() -> int:
+        async with pair.client.post(pair.url + "/v1/token", json={}, headers={"Origin": ONE}) as response:
+            return int(response.headers["x-ratelimit-remaining-requests"])
+
+    before = await left()
+    pair.edge.reload()
+    after = await left()
+    assert after == before - 1 or after >= 29, "or a minute has just begun"
+    pair.edge.reload()
+    assert [await left() for _ in range(3)][-1] < after
+
+
 async def test_the_door_for_invites_follows_the_file(pair: Pair, config: Path) -> None:
     async def guess() -> int:
         async with pair.client.post(pair.url + "/v1/token", json={"invite": "hli_guess"}) as response:

@@ -28,7 +28,7 @@ from shared.state import StateDir
 from tests import command_line
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import normal
-from tests.pair import ANY_PORT, ORIGIN, Pair, from_elsewhere, question, settings_for
+from tests.pair import ANY_PORT, ORIGIN, Pair, from_elsewhere, question, running_pair, settings_for
 from tests.processes import ROOT, Processes, running_processes
 from tests.raw_http import RawClient
 from tests.redis_server import running_redis
@@ -48,6 +48,18 @@ UNLIMITED = {
 
 
 # -- the keys themselves ----------------------------------------------------------------------------------------------
+
+
+def test_old_keys_have_a_bound_and_the_refusal_says_the_way_out() -> None:
+    """A file that is read whole, and a forged token that is tried with each key, stay small."""
+    keys, now = SigningKeys.new(), 1000
+    for _ in range(64):
+        keys, now = keys.rotated(now, LONGEST_TOKEN), now + 10
+    assert len(keys.to_json()) < 16 << 10
+    with pytest.raises(ValueError, match="hearthlink key rotate --leaked"):
+        keys.rotated(now, LONGEST_TOKEN)
+    assert keys.rotated(now, 0).old == ()
+    assert len(keys.rotated(keys.old[0].until, LONGEST_TOKEN).old) == 64, "one of them has ended"
 
 
 def test_a_rotation_makes_the_next_key_current_and_keeps_the_old() -> None:
@@ -288,6 +300,27 @@ async def test_after_a_leak_no_token_that_is_out_works(runtime: FakeRuntime, tmp
                 await asyncio.sleep(0.1)
 
 
+@pytest.mark.parametrize("ahead", [0, 25])
+async def test_what_was_forged_with_a_leaked_key_ends_too(runtime: FakeRuntime, tmp_path: Path, ahead: int) -> None:
+    """Also a token that says it was issued later than the revocation, as far as clocks are forgiven; and the answers
+    of keys, which nobody can forge, go on."""
+    runtime.script = "stall_mid_stream"
+    thief = Principal("token_thief", "token", "owner", ("chat",))
+    async with running_pair(runtime.url, state=tmp_path) as pair:
+        keys = StateDir(tmp_path).signing_keys().verifying
+        forged = Tokens(keys, 600, now=lambda: time.time() + ahead).mint(thief)[0]
+        async with (
+            pair.post(NATIVE, question(stream=True), key=forged) as stolen,
+            pair.post(NATIVE, question(stream=True)) as own,
+        ):
+            assert stolen.status == own.status == 200
+            finished = await command_line.run("key", "rotate", "--leaked", state=tmp_path)
+            assert finished.status == 0, finished.err
+            async with asyncio.timeout(5):
+                assert b"token_revoked" in await stolen.content.read()
+            assert len(pair.edge.services.chats) == 1
+
+
 async def works(processes: Processes) -> int:
-    """Status of a new token: one of the second in which everyone was revoked is revoked as well."""
+    """Status of a new token: until the edge knows of the rotation it mints with the old key."""
     return await me(processes, (await token_of(processes))["token"])

@@ -157,6 +157,10 @@ def test_unknown_keys_are_errors_with_a_suggestion(
         ('[edge]\nops_listen = "0.0.0.0:1"', "is not loopback"),
         ('[edge]\nops_listen = "127.0.0.1:8700"', "edge.listen and edge.ops_listen are the same address"),
         ('[edge]\nlisten = "0.0.0.0:1"\nrequire_authentication = false', "edge.require_authentication = False"),
+        (
+            '[edge]\npublic_url = "https://a.test"\nrequire_authentication = false',
+            "edge.require_authentication = False",
+        ),
         ('[edge]\nallowed_origins = ["https://a.test/"]', "write 'https://a.test'"),
         ('[edge]\nallowed_origins = ["https://A.test:443"]', "write 'https://a.test'"),
         ('[edge]\nallowed_origins = ["*"]', "edge.allowed_origins = '*' (file FILE) is not an origin"),
@@ -168,7 +172,9 @@ def test_unknown_keys_are_errors_with_a_suggestion(
         *((f'[edge]\ntrusted_proxies = ["{entry}"]', "is every address") for entry in ("0.0.0.0/0", "::/0")),
         ('[edge]\npublic_url = "https://a.test/chat"', "has a path"),
         ('[edge]\npublic_url = "a.test"', "edge.public_url"),
-        ('[edge]\nmax_body = "9MiB"', "edge.max_body = '9MiB' (file FILE) cannot be used"),
+        ('[edge]\nmax_body = "9MiB"', "edge.max_body = '9MiB' (file FILE) cannot be used: it"),
+        ('[edge]\nmax_body = "9MiB"', "it should be less than or equal to 8MiB."),
+        ("[audit]\nrotate_at = 1", "it should be greater than or equal to 64KiB."),
         ('[edge]\nheartbeat = "soon"', "edge.heartbeat = 'soon' (file FILE) is not a duration"),
         ("[edge]\nheartbeat = nan", "is not a duration"),
         ("[edge.upstreams.x]\nlinks = 1", "edge.upstreams.x (file FILE) has neither node nor url"),
@@ -199,12 +205,51 @@ def test_unknown_keys_are_errors_with_a_suggestion(
         ('[node]\nchat_types = " "', "node.chat_types = ' ' (file FILE) is empty"),
         ('[node.runtime]\nurl = "http://10.0.0.9:1"\nallow_remote_runtime = true', "unencrypted"),
         ("[plans.x]\nstreams = -1", "plans.x.streams = -1"),
+        ('[plans.x]\nscopes = ["chat", "admn"]', "plans.x.scopes = 'admn' (file FILE)"),
+        ("[edge]\nconnections_per_ip = 0", "edge.connections_per_ip = 0 (file FILE) would let nobody in"),
+        ('[edge]\nexempt_origins = ["https://a.test"]', "'https://a.test', whose pages get no token"),
+        *(
+            (f'[edge]\nstore = "{url}"', f"edge.store (file FILE) {said}")
+            for url, said in (
+                ("postgres://h/0", "is no store"),
+                ("redis:h", "is no store"),
+                ("redis://h:x/0", "has a port"),
+                ("redis://h:65536", "has a port"),
+                ("redis://h:0/0", "has a port"),
+                ("redis://:a#b@h/0", "has a port"),
+                ("redis://h/0#b", "has a #"),
+                ("redis://h/main", "names a database that is no number"),
+                ("redis://h/0?db=main", "names a database"),
+                ("unix:///run/redis.sock?db=", "names a database"),
+                ("unix://redis.sock", "names no socket"),
+                ("redis://h/0?ssl_ca_certs=a.pem", "has an option"),
+                ("rediss://h/0?sll_ca_certs=a.pem", "has an option"),
+                ("redis://u:a?b@h/0", "has a port"),
+            )
+        ),
         ('[logs]\nlevel = "LOUD"', "logs.level = 'LOUD'"),
         ("edge = 3", "edge (file FILE) cannot be used"),
     ],
 )
 def test_a_bad_value_is_reported_with_file_and_key(home: Path, toml: str, sentence: str) -> None:
     assert sentence.replace("FILE", str(home / "made.toml")) in problems(home, toml)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite",
+        "redis://localhost",
+        "redis://localhost/",
+        "redis://u:p%23@[::1]:6379/15",
+        "redis://h/0?db=1",
+        "rediss://h:6380/0?ssl_ca_certs=/etc/a.pem&ssl_check_hostname=false",
+        "unix:///run/redis.sock?db=2",
+        "unix://u:p@/run/redis.sock",
+    ],
+)
+def test_urls_of_a_store(home: Path, url: str) -> None:
+    assert load(home, f'[edge]\nstore = "{url}"').edge.store.get_secret_value() == url
 
 
 def test_all_problems_are_reported_at_once(home: Path) -> None:
@@ -476,3 +521,8 @@ def test_a_credential_for_a_file_is_the_file(home: Path) -> None:
 def test_the_upstream_default_may_be_a_machine_of_the_tailnet(home: Path) -> None:
     settings = load_settings(environ={"HOME": str(home), "HEARTHLINK_EDGE__UPSTREAMS__DEFAULT__NODE": "gpu"})
     assert (settings.edge.upstreams["default"].node, settings.edge.upstreams["default"].url) == ("gpu", None)
+
+
+def test_seats_are_not_for_callers_whose_names_change_each_day(home: Path) -> None:
+    assert "give plan anonymous no seats" in problems(home, "[plans.anonymous]\nseats = 5\n")
+    load(home, '[plans.anonymous]\nseats = "unlimited"\n[plans.beta]\nseats = 5\n')

@@ -13,11 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from edge.store.opening import admin_from
+from edge.store.records import Maintenance
 from shared.asgi.protocol import DeadlineProtocol
+from shared.state import StateDir
 from tests.fake_runtime import Exchange, FakeRuntime
 from tests.fake_scripts import DONE, Script, chunk, normal, role_chunk, stall_before_headers, stall_mid_stream, text
-from tests.pair import Pair, events_of, question, running_pair
+from tests.pair import Pair, events_of, question, revoke_key, running_pair
 from tests.raw_http import RawClient
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("quick_ticks")
 
@@ -188,3 +192,25 @@ async def test_a_caller_who_hears_nothing_gets_comments(tmp_path: Path) -> None:
             assert all(json.loads(event.data)["choices"] for event in events_of(stream))  # a comment is no event
         assert HEARTBEAT not in spoken
         assert spoken.endswith(DONE)
+
+
+@pytest.mark.case("B25")
+@pytest.mark.parametrize("how", ["revoked", "maintenance", "deadline"])
+async def test_what_must_end_ends_also_for_who_does_not_read(tmp_path: Path, how: str) -> None:
+    """Within the same 5 s, and the line says why."""
+    edge = {"request_timeout": 1} if how == "deadline" else {}
+    async with FakeRuntime(large_events()) as runtime, running_pair(runtime.url, state=tmp_path, edge=edge) as pair:
+        async with stalled_reader(pair):
+            await runtime.chat(0)
+            if how != "deadline":
+                await paused(runtime)
+            if how == "revoked":
+                revoke_key(tmp_path, pair.key)
+            elif how == "maintenance":
+                async with admin_from(pair.edge.settings, StateDir(tmp_path)) as admin:
+                    await admin.set_maintenance(Maintenance.begun(None, time.time(), ends_answers=True))
+            await wait_until(lambda: not pair.edge.services.chats, 9 if how == "deadline" else 5)
+            await wait_until(lambda: bool(pair.audit), 3)
+            codes = {"revoked": "token_revoked", "maintenance": "maintenance", "deadline": "upstream_stalled"}
+            assert [line["outcome"] for line in pair.audit] == [codes[how]]
+        await pair.idle()

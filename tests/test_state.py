@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from edge.store.sqlite.database import exclusive, open_for_admin
 from shared.signing_keys import LONGEST_TOKEN, OldKey
 from shared.state import StateDir, StateError
 
@@ -152,6 +154,23 @@ def test_what_root_rotates_stays_the_edge_s(tmp_path: Path) -> None:
     StateDir(tmp_path).rotate_signing_keys(int(time.time()), 600)
     found = (tmp_path / "signing-keys").stat()
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (12345, 23456, 0o600)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="who is not root makes files of its own alone")
+def test_what_root_makes_is_the_edge_s(tmp_path: Path) -> None:
+    """An owner's command may be the first to need a file. SQLite gives its journal to whom the database belongs."""
+    os.chown(tmp_path, 12345, 23456)
+    state = StateDir(tmp_path)
+    for made in (state.node_token, state.node_id, state.signing_keys):
+        made()
+    with exclusive(state.database), contextlib.closing(open_for_admin(state.database)) as connection:
+        connection.execute("INSERT INTO resets VALUES ('key_1')")
+        found = {path.name: path.stat() for path in tmp_path.iterdir()}
+    assert {"edge.db", "edge.db-wal", "edge.db-shm", "edge.db.lock", "node-id", "node-token", "signing-keys"} == set(
+        found
+    )
+    for name, file in found.items():
+        assert (file.st_uid, file.st_gid, stat.S_IMODE(file.st_mode)) == (12345, 23456, 0o600), name
 
 
 def test_a_rotation_waits_for_the_one_before_and_says_when_that_takes_too_long(

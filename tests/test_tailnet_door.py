@@ -31,6 +31,7 @@ from edge.client_address import UNKNOWN, behind_serve
 from edge.doors.grants import Granted, example, merge, read
 from edge.plans import LIMITS, Plan, built_in
 from edge.principals import Principal, address_block, tailnet_id
+from edge.store.records import Maintenance
 from edge.store.sqlite import invites
 from edge.store.sqlite.database import open_for_admin
 from edge.tokens import Tokens
@@ -379,6 +380,29 @@ async def test_a_change_of_the_policy_holds_from_the_next_token_on(served: Serve
     assert served.edge.services.tokens.verify(token).scopes == ("chat", "admin")
     served.grant()
     assert (await served.mint())[0] == 403
+
+
+async def test_an_admin_gets_a_token_while_the_edge_is_closed_and_opens_it(served: Served) -> None:
+    """Nobody else does, whatever they show: not with a grant, without one, or with a key."""
+    maintenance = Maintenance.begun("Back soon.", time.time(), ends_answers=False)
+    records, edge = served.edge.services.store.records, served.edge.services
+    async with edge.admin() as admin:
+        await admin.set_maintenance(maintenance)
+    await wait_until(lambda: records.maintenance is not None)
+    key = create_key(served.state, "owner", scopes=("chat", "admin"))
+    for values, changes in (([{"plan": "beta"}], {}), ([], {}), ([{}], {"Authorization": f"Bearer {key}"})):
+        served.grant(*values)
+        status, answer = await served.mint(**changes)
+        assert (status, answer["error"]["code"], answer["error"]["message"]) == (503, "maintenance", "Back soon.")
+    served.grant({"plan": "owner", "roles": ["admin"]})
+    assert (await served.mint({"invite": "hli_x"}))[0] in (400, 503)
+    headers = passed_on(Authorization=f"Bearer {await served.token()}")
+    async with served.client() as client:
+        async with client.get("/v1/me", headers=headers) as response:
+            assert response.status == 503
+        async with client.delete("/admin/maintenance", headers=headers) as response:
+            assert response.status == 200, await response.text()
+    await wait_until(lambda: records.maintenance is None)
 
 
 async def test_a_machine_without_a_person_is_told_to_use_a_key(served: Served) -> None:

@@ -232,6 +232,19 @@ def test_a_signed_payload_that_is_not_json_is_refused() -> None:
         refusal("hlt_" + signer.sign(payload).decode())
 
 
+@pytest.mark.parametrize("after", [NOW - 60, NOW - 1, NOW, NOW + 3])
+def test_a_token_is_issued_after_its_caller_was_revoked(after: int) -> None:
+    """Also in the same second, or where another edge's clock revoked; it lasts as long as any other."""
+    token, expires_in = tokens().mint(PLAIN, after=after)
+    found = tokens().verify(token)
+    assert found.issued_at == max(NOW, after + 1) and (expires_in, found.expires_at) == (600, NOW + 600)
+
+
+def test_keys_follow_those_of_before_until_none_is_left_of_them() -> None:
+    assert tokens(OLD, CURRENT).follows(tokens(OLD)) and tokens(CURRENT).follows(tokens(OLD, CURRENT))
+    assert not tokens(CURRENT).follows(tokens(CURRENT, OLD))
+
+
 @pytest.mark.case("B23")
 def test_a_token_ends_on_the_second() -> None:
     tokens(at=NOW + 599.9).verify(VALID)

@@ -30,8 +30,9 @@ class Audit:
         metrics.gauge("audit_lines_dropped", "Audit lines lost since the start", lambda: sink.dropped)
 
     def tick(self, now: float) -> None:
-        """Once a second: begin counting anew."""
+        """Once a second: begin counting anew, and see whether lines are written."""
         self._refused.clear()
+        self._sink.look()
 
     def finished(self, scope: Scope, status: int, seconds: float) -> None:
         notes = scope["state"].get("audit")
@@ -68,7 +69,8 @@ class Audit:
     def _refusal_is_written(self, error: ApiError) -> bool:
         self._metrics.refusals.count(error.code)
         count = self._refused[error.code] = self._refused.get(error.code, 0) + 1
-        return count <= _REFUSALS_A_SECOND
+        # While lines wait in memory, refusals would push out those of answers.
+        return count <= _REFUSALS_A_SECOND and self._sink.problem is None
 
     def strictly(self, app: App) -> App:
         """``app``, which while the sink ``refuses`` gets no request that would leave a line. Raises ApiError."""

@@ -10,6 +10,7 @@ from edge.doors.credentials import credential
 from edge.plans import Plan
 from edge.principals import Principal, link_id
 from edge.services import Services
+from edge.tokens import Tokens
 from shared.asgi.types import Scope, header
 from shared.contract.errors import ApiError
 from shared.contract.secrets import API_KEY, INVITE, NODE_TOKEN, TOKEN
@@ -25,15 +26,23 @@ _FROM_ELSEWHERE = frozenset({"serve", "tailnet"})
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """``ip`` is the caller's, not a proxy's; None where the address has no rate of its own."""
+    """``ip`` is the caller's, not a proxy's; None where the address has no rate of its own. ``tokens`` verified the
+    credential, if it is one."""
 
     ip: str | None
     principal: Principal
     plan: Plan
+    tokens: Tokens
 
     def link_id(self, edge: Services) -> str:
         """All that a node learns of the principal."""
         return link_id(edge.pseudonym_key, self.principal.id)
+
+    def revoked(self, edge: Services) -> bool:
+        """Whether the credential is revoked, or the keys that verified it leaked: whoever has those writes into a token
+        what they like, also that it was issued after the revocation."""
+        forged = self.principal.jti is not None and not edge.tokens.follows(self.tokens)
+        return forged or edge.store.revoked(self.principal)
 
 
 def identify(scope: Scope, edge: Services) -> Caller:
@@ -41,7 +50,7 @@ def identify(scope: Scope, edge: Services) -> Caller:
     principal = _principal(scope, edge)
     check_origin(scope, principal)
     ip = None if _exempt(scope, principal, edge) else caller_ip(scope, edge)
-    return Caller(ip, principal, plan_of(principal, edge))
+    return Caller(ip, principal, plan_of(principal, edge), edge.tokens)
 
 
 def _exempt(scope: Scope, principal: Principal, edge: Services) -> bool:
@@ -122,8 +131,14 @@ def user_of(scope: Scope, edge: Services) -> Principal | None:
     from edge.doors import user_id  # for developing only
     from edge.doors.pages import Page
 
-    headers, origins = scope["headers"], edge.policy.allowed_origins
-    return user_id.enter(headers, Page.read(headers), allowed_origins=origins, plan=edge.plans["member"])
+    headers = scope["headers"]
+    return user_id.enter(
+        headers,
+        Page.read(headers),
+        http_version=scope["http_version"],
+        allowed_origins=edge.policy.allowed_origins,
+        plan=edge.plans["member"],
+    )
 
 
 def check_origin(scope: Scope, principal: Principal) -> None:

@@ -108,7 +108,7 @@ class _Exchange:
                     reply=self.session.open(self.call),
                     interrupt=interrupt,
                     streaming=self.call.stream,
-                    revoked=functools.partial(self.edge.store.revoked, self.caller.principal),
+                    revoked=functools.partial(self.caller.revoked, self.edge),
                     doubted=self._give_up,
                     drop=functools.partial(abort, scope),
                     deadline=self.call.deadline,

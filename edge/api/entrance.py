@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from edge.api.audit import note
 from edge.api.caller import by_serve, caller_ip, check_origin, given_credential, user_of
+from edge.api.maintenance import closed_by_owner
 from edge.doors import anonymous, api_key
 from edge.doors.pages import Page
 from edge.principals import Principal, day_of
@@ -34,10 +36,30 @@ class Entrance:
     def takes_invites(self) -> bool:
         return self._guests is not None
 
+    def check(self, scope: Scope) -> None:
+        """What the headers alone decide, for before the body is read. Raises as ``enter``."""
+        edge = self._edge
+        if by_serve(scope):
+            return  # tailscaled is asked
+        if (credential := given_credential(scope)) is not None:
+            if credential.startswith(API_KEY):
+                api_key.enter(credential, edge.store.lookup)
+            return
+        if user_of(scope, edge) is not None or self._by_cloudflare(scope) is not None:
+            return
+        page = Page.read(scope["headers"])
+        if page.origin is None:
+            return  # the body may show who it is
+        if self._guests is None and not edge.policy.anonymous:
+            raise self._nothing_shown()
+        page.listed(edge.policy.allowed_origins)
+
     async def enter(self, scope: Scope, invite: str | None) -> Principal:
         """By the first door that fits. Raises what the doors raise, and ApiError ``invalid_request`` for somebody who
         shows two things."""
         credential = given_credential(scope)
+        if by_serve(scope) and (closed := closed_by_owner(self._edge)) is not None:
+            return await self._admin_while_closed(scope, closed, alone=credential is None and invite is None)
         if credential is not None and invite is not None:
             text = "Both an invite and a token or key were sent. Send one of them."
             raise ApiError("invalid_request", text, param="invite")
@@ -79,17 +101,31 @@ class Entrance:
         note(scope, login=served.login)
         return principal
 
+    async def _admin_while_closed(self, scope: Scope, closed: ApiError, *, alone: bool) -> Principal:
+        """A person of the tailnet who may open the edge again, which needs a token; ``alone``: who shows nothing else.
+        Everybody else is told what everybody is told."""
+        if alone:
+            with suppress(ApiError):
+                principal = await self._by_login(scope)
+                if "admin" in principal.scopes:
+                    return principal
+        raise closed
+
     async def _by_access(self, scope: Scope) -> Principal | None:
         """Whom Cloudflare Access let through; None for a request that it did not see, or where that door is off."""
         edge = self._edge
-        door = edge.issuers.access
-        assertion = None if door is None else header(scope, door.HEADER)
+        door, assertion = edge.issuers.access, self._by_cloudflare(scope)
         if door is None or assertion is None:
             return None
         # Our own page is behind Access as everything else is, and nobody has to list it.
         own = {edge.policy.own_origin} if edge.policy.own_origin else set[str]()
         page, origins = Page.read(scope["headers"]), edge.policy.allowed_origins | own
         return await door.enter(assertion.decode("latin-1"), page, allowed_origins=origins, plans=edge.plans)
+
+    def _by_cloudflare(self, scope: Scope) -> bytes | None:
+        """What Cloudflare Access says of the caller, where that door is open."""
+        door = self._edge.issuers.access
+        return None if door is None else header(scope, door.HEADER)
 
     def _by_page(self, scope: Scope) -> Principal:
         edge = self._edge

@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # only an edge in a tailnet imports it
     from edge.upstreams.machine import Machine
 
 
+_SERVING = ("ok", "degraded")
+
+
 class HealthRoutes:
     def __init__(self, edge: Services) -> None:
         self._edge = edge
@@ -31,7 +34,7 @@ class HealthRoutes:
         return JSONResponse({"status": "ok"})
 
     async def healthz(self, request: Request) -> Response:
-        """200 when a chat could be answered now."""
+        """200 when a chat could be answered now: ``ok``, or ``degraded`` when not everybody's."""
         payload: dict[str, Any] = {"status": self._status(), "version": __version__}
         if request.scope["state"]["listener"] == "ops":
             payload["nodes"] = [_node(upstream) for upstream in self._edge.upstreams.all]
@@ -39,11 +42,11 @@ class HealthRoutes:
             payload["chats"] = len(self._edge.chats)
             payload["store"] = self._edge.store.problem or "ok"
             payload["audit"] = self._edge.audit.problem or "ok"
-        return JSONResponse(payload, 200 if payload["status"] == "ok" else 503, {"cache-control": "no-store"})
+        return JSONResponse(payload, 200 if payload["status"] in _SERVING else 503, {"cache-control": "no-store"})
 
     async def health(self, request: Request) -> Response:
         """The same fact in the words of ``/health``."""
-        healthy = self._status() == "ok"
+        healthy = self._status() in _SERVING
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         payload = {"status": "healthy" if healthy else "unhealthy", "timestamp": now}
         return JSONResponse(payload, 200 if healthy else 503, {"cache-control": "no-store"})
@@ -58,7 +61,9 @@ class HealthRoutes:
             return "draining"
         if self._edge.store.records.maintenance is not None:
             return "maintenance"
-        return "ok" if self._edge.upstreams.ready and not self._edge.audit.refuses else "unavailable"
+        if not self._edge.upstreams.ready or self._edge.audit.refuses:
+            return "unavailable"
+        return "ok" if self._edge.store.answering else "degraded"  # without counts, callers with a quota are refused
 
 
 def _tailnet(edge: Services) -> dict[str, Any] | None:

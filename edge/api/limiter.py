@@ -30,6 +30,7 @@ class RateLimiter(Limiter):
 
         # By default it counts each path for itself, which never refuses a caller who asks for another one each time.
         super().__init__(key_func=key, key_style="endpoint", headers_enabled=False)
+        self._limiter = edge.rates = edge.rates or self._limiter  # a reload begins nobody's minute anew
 
     def _check_request_limit(
         self, request: Request, endpoint_func: Callable[..., Any] | None, in_middleware: bool = True

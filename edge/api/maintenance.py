@@ -6,6 +6,7 @@ import functools
 
 from loguru import logger
 
+from edge.api.caller import by_serve
 from edge.services import Services
 from edge.store.records import Maintenance
 from shared.asgi.types import Scope
@@ -13,17 +14,24 @@ from shared.contract.errors import ApiError
 
 # Seconds; the owner knows when it ends, nobody here does. A caller that asks once a minute costs nothing.
 _RETRY_SECONDS = 60.0
-# The owner opens again by the first; monitors and a supervisor need the rest; a page can say why nothing works.
+# The owner opens again by the first; monitors and a supervisor need the rest; a page can say why nothing works. An
+# admin of the tailnet needs a token for it: ``Entrance`` gives one to nobody else.
 _OPEN_BELOW = ("/admin/", "/static/")
 _OPEN = frozenset({"/", "/hearthlink.js", "/livez", "/readyz", "/healthz", "/health", "/metrics"})
 
 
 def closed(scope: Scope, edge: Services) -> ApiError | None:
     """What a request is refused with while the edge is closed, before its credential is looked at; else None."""
-    maintenance = edge.store.records.maintenance
-    if maintenance is None or scope["path"] in _OPEN or scope["path"].startswith(_OPEN_BELOW):
+    path = scope["path"]
+    if path in _OPEN or path.startswith(_OPEN_BELOW) or (path == "/v1/token" and by_serve(scope)):
         return None
-    return _error(maintenance)
+    return closed_by_owner(edge)
+
+
+def closed_by_owner(edge: Services) -> ApiError | None:
+    """The owner's message while the edge is closed; else None."""
+    maintenance = edge.store.records.maintenance
+    return None if maintenance is None else _error(maintenance)
 
 
 class Closing:

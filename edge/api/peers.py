@@ -1,7 +1,7 @@
 """Machines of the tailnet at a port of loopback: in userspace networking tailscaled connects there in their place.
 
 Their address is this machine's, and they are no more of this machine than anybody on the network: not its owner where
-authentication is off, not an operator, and not Tailscale Serve.
+authentication is off, not whom ``X-User-Id`` names, not an operator, and not Tailscale Serve.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def may_be_peers(scope: Scope, edge: Services) -> bool:
     where to be on this machine means anything."""
     if edge.tailnet is None or edge.tailnet.view.tun is True or scope["type"] != "http" or not scope["client"]:
         return False
-    return scope["state"].get("listener") != "public" or not edge.policy.require_authentication
+    policy = edge.policy
+    return scope["state"].get("listener") != "public" or policy.user_ids or not policy.require_authentication
 
 
 async def is_peers(scope: Scope, edge: Services) -> bool:

@@ -29,7 +29,8 @@ def permit(body: AnyChatBody, size: int, caller: Caller, node: NodeSnapshot | No
     the node itself will say what it lacks."""
     principal, plan = caller.principal, caller.plan
     if plan.tokens_per_request == 0:
-        text = f"The longest answer you may have on plan {plan.name!r} is 0 tokens. Ask the edge's owner for more."
+        whose = plan.by("tokens_per_request")
+        text = f"The longest answer you may have {whose} is 0 tokens. Ask the edge's owner for more."
         raise ApiError("quota_exceeded", text, should_retry=False)
     prompt = size // BYTES_PER_TOKEN + _PER_MESSAGE * len(body.messages)
     cap = min(limit for limit in (plan.tokens_per_request, principal.max_tokens, _node_cap(node)) if limit is not None)
@@ -69,6 +70,9 @@ def _check_model(body: AnyChatBody, caller: Caller, node: NodeSnapshot | None, a
     named = body.model
     if body.chat_type is not None and (named is None or named.startswith("chat:")):
         return
+    if caller.principal.chat_types is not None:
+        text = "Your token is for chat types alone, and each of them has its own model: send no other one."
+        raise ApiError("model_not_allowed", text, param="model")
     model = named or "default"
     if node is not None and model == "default":
         model = node.default_model

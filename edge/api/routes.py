@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Route, Router, WebSocketRoute
+from starlette.routing import Route, Router
 
 from edge.api.admin import admin_routes
 from edge.api.audit import Audit
@@ -18,7 +18,7 @@ from edge.api.peers import is_peers, may_be_peers, treat_as_peers
 from edge.api.stop import StopRoute
 from edge.api.tokens import TokenRoutes
 from edge.services import Services
-from shared.asgi.front import Envelope, Front, no_websocket
+from shared.asgi.front import Envelope, Front, plain_http
 from shared.asgi.types import App, Receive, Scope, Send, header
 from shared.contract.surface import SURFACES
 
@@ -59,9 +59,8 @@ def create_app(edge: Services, audit: Audit) -> App:
         Route("/metrics", health.metrics),
         *pages.routes,
         *admin_routes(edge),
-        WebSocketRoute("/{path:path}", no_websocket),
     ]
-    envelope = Envelope(open_to(audit.strictly(Router(routes, redirect_slashes=False)), edge))
+    envelope = Envelope(open_to(plain_http(audit.strictly(Router(routes, redirect_slashes=False))), edge))
     envelope.state.limiter = limiter
     cors = CORSMiddleware(
         envelope,

@@ -38,7 +38,7 @@ async def _stop_here(chat: Chat) -> bool:
     stopped = await asked.stop(chat.id, chat.principal)
     if stopped is not None and chat.session is asked:
         return stopped
-    chat.interrupt.end_with(
+    chat.end_with(
         ApiError("node_unavailable", "The chat was stopped while its node did not answer.", should_retry=False)
     )
     return True

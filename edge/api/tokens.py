@@ -13,7 +13,7 @@ from edge.api.audit import note
 from edge.api.caller import given_credential, plan_of
 from edge.api.entrance import Entrance
 from edge.api.limiter import RateLimiter
-from edge.locks import LOCKS, Locks
+from edge.locks import LOCKS, Locks, locks_of, narrowed
 from edge.services import Services
 from edge.store.refusals import token_revoked
 from shared.asgi.body import check_json, read_body
@@ -41,13 +41,15 @@ class TokenRoutes:
 
     async def _mint(self, request: Request) -> Response:
         note(request.scope, route="/v1/token")
+        self._entrance.check(request.scope)
         body = await self._read_body(request)
+        tokens = self._edge.tokens  # those of now: what a key verifies that leaks meanwhile gets no token of a new one
         principal = await self._entrance.enter(request.scope, body.get("invite"))
         principal = Locks.from_body(body).on(principal)
-        plan = plan_of(principal, self._edge)
+        plan = narrowed(plan_of(principal, self._edge), principal)
         note(request.scope, principal=principal.id, plan=principal.plan)
         try:
-            token, expires_in = self._edge.tokens.mint(principal)
+            token, expires_in = tokens.mint(principal, after=self._edge.store.records.revoked_until(principal))
         except ValueError as error:  # a credential in its last second, or locks that no token can carry
             raise ApiError("invalid_request", str(error)) from None
         payload = {
@@ -56,6 +58,7 @@ class TokenRoutes:
             "expires_in": expires_in,
             "principal": {"id": principal.id, "kind": principal.kind, "plan": principal.plan},
             "limits": plan.limits(),
+            **locks_of(principal),
         }
         return JSONResponse(payload, headers={"cache-control": "no-store"})
 
@@ -67,7 +70,8 @@ class TokenRoutes:
         body = loads_object(raw) if raw else {}
         known = (*(("invite",) if self._entrance.takes_invites else ()), *(LOCKS if _by_key(request.scope) else ()))
         if unknown := [name for name in body if name not in known]:
-            text = f"Unknown field {unknown[0][:64]!r}. This edge takes an API key, or a page on an allowed origin."
+            takes = f"takes {', '.join(known)}" if known else "takes no field: send {}"
+            text = f"Unknown field {unknown[0][:64]!r}. This request {takes}."
             if unknown[0] in LOCKS:
                 text = f"The field {unknown[0]!r} locks a token, which only a caller with an API key may ask for."
             raise ApiError("invalid_request", text, param=unknown[0][:64])
@@ -94,7 +98,8 @@ class TokenRoutes:
             "principal": {"id": principal.id, "kind": principal.kind, "plan": principal.plan},
             "scopes": list(principal.scopes),
             "expires_at": principal.expires_at,
-            "usage": await edge.store.usage_today(principal, caller.plan),
+            "usage": await edge.store.usage_today(principal, narrowed(caller.plan, principal)),
+            **locks_of(principal),
         }
         return JSONResponse(payload, headers={"cache-control": "no-store"})
 

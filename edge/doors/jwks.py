@@ -1,7 +1,8 @@
 """The public keys of an issuer (a JWKS, RFC 7517): asked for over HTTPS, kept, asked for again when they rotate.
 
 fresh for ten minutes   a key that the issuer took back opens nothing after that
-an unknown key id       asks again at once, but not twice within half a minute: anybody can invent one
+an unknown key id       asks again at once, but not twice within half a minute: anybody can invent one, and until then
+                        nobody knows whether the issuer has it by now
 the issuer is down      the keys of the last answer serve on, for a day
 """
 
@@ -51,7 +52,12 @@ _KINDS: Mapping[str, tuple[str, str | None]] = MappingProxyType(
 
 
 class IssuerUnavailable(Exception):
-    """The issuer's keys are not to be had; the text says why, for the owner."""
+    """The issuer's keys are not to be had; the text says why, for the owner. ``retry_after`` are the seconds until they
+    are asked for again, where that is held back."""
+
+    def __init__(self, text: str, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +120,16 @@ class Jwks:
         failing = self._fault is not None
         if now - self._asked_at >= (_AFTER_FAILURE if failing else _BETWEEN_ASKS):
             self.ask()
+        held_back = self._asking is None or self._asking.done()
         # While the issuer is down, nobody waits for it who can be answered from what it said before.
         if self._asking is not None and not (failing and found is not None):
             await asyncio.shield(self._asking)
             found = self._pick(key_id, algorithm)
         if found is None and self._fault is not None:
             raise IssuerUnavailable(self._fault)
+        if held_back and found is None and key_id is not None and all(one.key_id != key_id for one in self._keys):
+            text = f"{self._issuer} was asked a moment ago and had no such key."
+            raise IssuerUnavailable(text, self._asked_at + _BETWEEN_ASKS - now)
         return found
 
     def _pick(self, key_id: str | None, algorithm: str) -> Key | None:

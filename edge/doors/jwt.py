@@ -51,7 +51,10 @@ class JwtVerifier:
             raise self._invalid("It is not a signed JWT.")
         try:
             signed = extract_compact(text.encode())
-            key = await self._key(signed.headers())
+            head: object = signed.protected  # whatever JSON somebody wrote there
+            if not isinstance(head, dict):
+                raise self._invalid()
+            key = await self._key(head)
             if key is None or not validate_compact(signed, key, registry=self._registry):
                 raise self._invalid("No key of the issuer made its signature.")
         except UnsupportedAlgorithmError:
@@ -72,10 +75,12 @@ class JwtVerifier:
         self._registry.get_alg(algorithm)
         try:
             return await self._keys.find(key_id, algorithm)
-        except IssuerUnavailable:
+        except IssuerUnavailable as error:
             # Clients take this code for a trouble that passes, and try again or elsewhere.
             text = f"The keys of {self._issuer} cannot be asked for. Try again in a moment; the edge's log has why."
-            raise ApiError("node_unavailable", text) from None
+            if error.retry_after is not None:
+                text = f"This edge does not know the key of the token yet, and asks {self._issuer} for it again soon."
+            raise ApiError("node_unavailable", text, retry_after=error.retry_after) from None
 
     def _read(self, payload: bytes) -> dict[str, Any]:
         try:

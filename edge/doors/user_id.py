@@ -1,7 +1,8 @@
 """The door for developing, on one's own machine: whoever ``X-User-Id`` says.
 
-Anybody can write it, so it opens for requests that begin and end on this machine: settings keep the edge on loopback,
-``edge.api.gate`` keeps out other names of the server, and this door what was passed on, and pages that are not listed.
+Anybody can write it, so it is for requests that begin and end on this machine: settings keep the edge on loopback,
+``edge.api.gate`` keeps out other names of the server, ``edge.api.peers`` machines of the tailnet, and this door what is
+seen to have been passed on, and pages that are not listed.
 """
 
 from __future__ import annotations
@@ -17,14 +18,20 @@ from shared.contract.errors import ApiError
 HEADER = b"x-user-id"
 _USER_ID = re.compile(rb"[A-Za-z0-9._@+-]{1,64}")
 _SCOPES = ("chat",)
-# A tunnel or proxy in front brings in callers from everywhere, by loopback; each of the usual ones writes one of these.
-_PASSED_ON = frozenset(
-    (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip", b"via", b"cf-ray")
-)
+# A tunnel or proxy in front brings in callers from everywhere, by loopback. The usual ones write a header of such a
+# name, such as X-Forwarded-For, CF-Ray or True-Client-IP; one that is told to write none cannot be seen from here.
+_PASSED_ON = re.compile(rb"(cf|tailscale|ngrok)-.*|.*forwarded.*|.*-ip|(.*-)?via")
+# As old proxies pass requests on, and nginx did for long unless told otherwise; no browser and no SDK asks like that.
+_OLD_HTTP = "1.0"
 
 
 def enter(
-    headers: Sequence[tuple[bytes, bytes]], page: Page, *, allowed_origins: Collection[str], plan: Plan
+    headers: Sequence[tuple[bytes, bytes]],
+    page: Page,
+    *,
+    http_version: str,
+    allowed_origins: Collection[str],
+    plan: Plan,
 ) -> Principal:
     """The principal that the ``headers`` (ASGI's) name. A page has to be on a listed origin.
 
@@ -35,7 +42,7 @@ def enter(
     if len(ids) != 1 or _USER_ID.fullmatch(ids[0]) is None:
         text = "X-User-Id is 1 to 64 letters, digits or ._@+- and stands there once."
         raise ApiError("invalid_request", text, param="X-User-Id")
-    if any(name in _PASSED_ON for name, _ in headers):
+    if http_version == _OLD_HTTP or any(_PASSED_ON.fullmatch(name) for name, _ in headers):
         text = "X-User-Id is believed on this machine only, and this request was passed on from elsewhere. Use a key."
         raise ApiError("address_not_allowed", text)
     page.listed_or_program(allowed_origins)

@@ -14,16 +14,29 @@ _SWEEP_STEPS = 256
 
 
 class Account:
-    """One caller on one day. ``streams`` are all its running answers, ``reserved`` only those of ``day``."""
+    """One caller on one day. ``streams`` are all its running answers, ``reserved`` the tokens of those of ``day``."""
 
-    __slots__ = ("day", "reserved", "seen", "streams", "used")
+    __slots__ = ("_reserved", "day", "seen", "streams", "used")
 
     def __init__(self, day: int, used: int, seen: float) -> None:
         self.day = day
         self.used = used
-        self.reserved = 0
         self.streams = 0
         self.seen = seen  # monotonic seconds of the last reservation, or of the first look
+        # By day: where the clock is set back over midnight, yesterday's answers may still run.
+        self._reserved: dict[int, int] = {}
+
+    @property
+    def reserved(self) -> int:
+        return self._reserved.get(self.day, 0)
+
+    def reserve(self, day: int, tokens: int) -> None:
+        """Give back what was reserved with less than 0."""
+        held = self._reserved.get(day, 0) + tokens
+        if held > 0:
+            self._reserved[day] = held
+        else:
+            self._reserved.pop(day, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +73,14 @@ class Accounts:
         if account is None:
             account = self._accounts[principal_id] = Account(day, self._load(principal_id, day), self._monotonic())
         elif account.day != day:
-            account.day, account.used, account.reserved = day, self._load(principal_id, day), 0
+            account.day, account.used = day, self._load(principal_id, day)
         return account
 
     def reserve(self, principal_id: str, day: int, tokens: int, lifetime: float) -> Reservation:
         """Take one stream and ``tokens`` for ``lifetime`` seconds at most."""
         account = self.of(principal_id, day)
         account.streams += 1
-        account.reserved += tokens
+        account.reserve(day, tokens)
         account.seen = self._monotonic()
         self._accounts[principal_id] = self._accounts.pop(principal_id)
         return Reservation(account, principal_id, day, tokens, account.seen + lifetime)
@@ -76,8 +89,8 @@ class Accounts:
         """Give the stream back and count ``tokens`` in place of what was reserved."""
         account = reservation.account
         account.streams -= 1
+        account.reserve(reservation.day, -reservation.tokens)
         if account.day == reservation.day:
-            account.reserved = max(0, account.reserved - reservation.tokens)
             account.used += tokens
 
     def forget_used(self, principal_id: str) -> None:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edge.plans import LIMITS
-from edge.store.errors import AdminError
+from edge.principals import may_be_principal
+from edge.store.errors import AdminError, NoSuchError
 from edge.store.invites import InviteInfo
 from edge.store.keys import KeyInfo
 from edge.store.records import Maintenance
-from shared.signing_keys import SigningKeys
+from shared.signing_keys import LONGEST_TOKEN, SigningKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +119,26 @@ class Admin(Protocol):
     async def close(self) -> None:
         """Idempotent."""
         ...
+
+
+async def known_caller(admin: Admin, principal_id: str) -> str:
+    """``principal_id``, where there can be such a caller: of all but keys nothing is kept until they ask. Raises
+    NoSuchError for a mistyped one, before something is decided about nobody."""
+    known = may_be_principal(principal_id)
+    if known and principal_id.startswith("key_"):
+        known = any(key.principal_id == principal_id for key in await admin.list_keys())
+    if not known:
+        raise NoSuchError(
+            f"No caller is called {principal_id[:80]!r}: give the principal of an audit line or of GET /v1/me."
+        )
+    return principal_id
+
+
+async def renew_signing_keys(admin: Admin, *, leaked: bool) -> SigningKeys:
+    """The next key signs from now on, and tokens that are out stay valid until they end. ``leaked``: somebody else may
+    have the keys, so all of them are new and no such token is valid; edges end the answers that run on one. Raises as
+    ``rotate_signing_keys``."""
+    if not leaked:
+        return await admin.rotate_signing_keys(LONGEST_TOKEN)
+    await admin.revoke_everyone()  # first: where that fails, nobody was told that it is done
+    return await admin.rotate_signing_keys(0)

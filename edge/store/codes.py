@@ -7,11 +7,12 @@ import secrets
 from hashlib import sha256
 from hmac import compare_digest
 
+from edge.principals import names_a_kind
 from edge.store.errors import AdminError
 
 _ID_BYTES = 6  # 12 hex digits: names the code in lists and logs, is no secret
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_LIKE_AN_ID = re.compile(r"(key_)?[0-9a-f]{12}")
+_ID = re.compile(r"[0-9a-f]{12}")
 # Compared with when the id is unknown, so that the answer takes as long either way.
 _NO_DIGEST = bytes(32)
 
@@ -43,9 +44,10 @@ def matches(digest: bytes, kept: bytes | None) -> bool:
 
 def check_name(name: str, what: str) -> None:
     """Raises AdminError when ``what`` cannot be called ``name``, which is told from every id."""
-    if _NAME.fullmatch(name) is None or _LIKE_AN_ID.fullmatch(name):
+    if _NAME.fullmatch(name) is None or _ID.fullmatch(name) or names_a_kind(name):
         raise AdminError(
-            f"{name[:80]!r} is not a name for {what}: use 1 to 64 letters, digits, '.', '_' or '-' (not 12 hex digits)."
+            f"{name[:80]!r} is not a name for {what}: use 1 to 64 letters, digits, '.', '_' or '-', but not 12 hex"
+            " digits, nor a caller's id, which begins as token_ does."
         )
 
 

@@ -7,13 +7,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edge.principals import Principal
+from edge.principals import SECONDS_PER_DAY, Principal
 from edge.store.codes import Code, check_name
 from edge.store.errors import AdminError, NoSuchError
 from shared.contract.secrets import INVITE
 
 # Invites that are not valid, tried from one address; whoever mistypes more often than this is guessing.
 TRIES_PER_MINUTE = 5
+# Bounds of one invite.
+LONGEST_SECONDS = 366 * SECONDS_PER_DAY
+MOST_USES = 10_000
 # An invite goes to people who were not chosen one by one: it never gives the right to administer.
 _SCOPES = ("chat",)
 _CODE = Code(INVITE, secret_bytes=16)  # shorter than a key: people pass it on by hand
@@ -58,6 +61,9 @@ def draw(plan: str, uses: int, expires: int, name: str | None, now: int) -> NewI
         raise AdminError("A plan is one word of letters, digits, '.', '_', ':' or '-'.")
     if uses < 1 or expires <= now:
         raise AdminError("The invite would be of no use: give it one use at least, and an end in the future.")
+    if uses > MOST_USES or expires - now > LONGEST_SECONDS:
+        days = LONGEST_SECONDS // SECONDS_PER_DAY
+        raise AdminError(f"An invite has at most {MOST_USES} uses and lasts {days} days: make another one later.")
     invite_id, text, digest = _CODE.make()
     return NewInvite(InviteInfo(invite_id, name, plan, uses, 0, now, expires), text, digest)
 
@@ -82,6 +88,6 @@ def split(text: str) -> tuple[str, bytes] | None:
     return _CODE.split(text)
 
 
-def guest(info: InviteInfo, principal_id: str, origin: str | None) -> Principal:
-    """Whom an invite lets in, locked to the page's ``origin``."""
-    return Principal(principal_id, "invite", info.plan, _SCOPES, origin=origin, expires_at=info.expires_at)
+def guest(principal_id: str, plan: str, expires_at: int, origin: str | None) -> Principal:
+    """Whom an invite of ``plan`` that ends at ``expires_at`` lets in, locked to the page's ``origin``."""
+    return Principal(principal_id, "invite", plan, _SCOPES, origin=origin, expires_at=expires_at)

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from edge.principals import Principal
+from edge.principals import SECONDS_PER_DAY, Principal
 from edge.store.codes import Code, check_name, matches
 from edge.store.errors import AdminError, NoSuchError
 from shared.contract.errors import ApiError
 from shared.contract.secrets import API_KEY
 
+# A hundred years: what shall live longer has no end.
+LONGEST_SECONDS = 100 * 366 * SECONDS_PER_DAY
 _CODE = Code(API_KEY, secret_bytes=32)
 _WORD = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _PRINCIPAL = "key_"
@@ -53,6 +55,8 @@ def draw(name: str, plan: str, scopes: Sequence[str], expires: int | None, now: 
         raise AdminError("A plan or scope is one word of letters, digits, '.', '_', ':' or '-'.")
     if expires is not None and expires <= now:
         raise AdminError("The key would be expired at once: choose an end in the future.")
+    if expires is not None and expires - now > LONGEST_SECONDS:
+        raise AdminError("No key with an end lasts longer than a hundred years: choose an earlier end, or none.")
     key_id, text, digest = _CODE.make()
     return NewKey(KeyInfo(key_id, name, plan, tuple(scopes), now, expires), text, digest)
 

@@ -4,7 +4,8 @@
     admit     once per chat: takes one request, one stream and the estimated tokens, or refuses and takes nothing
     settle    once per chat, whatever its ending: gives the stream back, counts the real tokens instead of the estimate
 
-A chat that is never settled (its edge died) is settled by the ledger at its estimate.
+A chat that is never settled (its edge died) is settled by the ledger at its estimate. What an answer takes beyond its
+estimate is counted when it ends: a quota may be overrun by as much, once for each of the caller's running answers.
 """
 
 from __future__ import annotations

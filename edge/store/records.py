@@ -56,12 +56,16 @@ class Records:
         self.maintenance: Maintenance | None = None
         self.signing_keys = signing_keys
 
+    def revoked_until(self, principal: Principal) -> int:
+        """Tokens of the caller that were issued until then are revoked; 0 where none are."""
+        return max(self.everyone, self.principals.get(principal.id, 0))
+
     def revoked(self, principal: Principal) -> bool:
         """Whether the credential that ``principal`` came in with is revoked."""
         issued = principal.issued_at
         return (
             principal.jti in self.tokens
-            or (issued is not None and issued <= max(self.everyone, self.principals.get(principal.id, 0)))
+            or (issued is not None and issued <= self.revoked_until(principal))
             or self.keys.revoked(principal.id)
             or (principal.kind == "invite" and invite_of(principal) in self.invites)
         )

@@ -46,10 +46,11 @@ def invites_busy() -> ApiError:
 def caller_rate(plan: Plan, wait: float) -> ApiError:
     limit = plan.requests_per_minute
     if limit == 0:
-        return _closed("rate_limited", plan, "requests")
+        return _closed("rate_limited", plan, "requests_per_minute", "requests")
     return ApiError(
         "rate_limited",
-        f"More than {limit} requests a minute on plan {plan.name!r}. Wait {duration(wait)}, then send fewer.",
+        f"More than {limit} requests a minute {plan.by('requests_per_minute')}. "
+        f"Wait {duration(wait)}, then send fewer.",
         retry_after=wait,
     )
 
@@ -64,10 +65,10 @@ def address_rate(limit: int, wait: float) -> ApiError:
 
 def too_many_streams(plan: Plan) -> ApiError:
     if plan.streams == 0:
-        return _closed("concurrency_limited", plan, "answers")
+        return _closed("concurrency_limited", plan, "streams", "answers")
     return ApiError(
         "concurrency_limited",
-        f"{plan.streams} answers are running already, the most on plan {plan.name!r}. Wait for one to end or stop it.",
+        f"{plan.streams} answers are running already, the most {plan.by('streams')}. Wait for one to end or stop it.",
         retry_after=_STREAM_RETRY_SECONDS,
     )
 
@@ -78,8 +79,8 @@ def quota_exceeded(plan: Plan, used: int, tokens: int, reset: float) -> ApiError
     advice = "Ask for a smaller max_tokens or a shorter prompt, or wait" if 0 < left < tokens else "Wait"
     return ApiError(
         "quota_exceeded",
-        f"{left} of {plan.tokens_per_day} tokens are left today on plan {plan.name!r}; this request may need {tokens}. "
-        f"{advice} {duration(reset)} for the quota to start again at 00:00 UTC.",
+        f"{left} of {plan.tokens_per_day} tokens are left today {plan.by('tokens_per_day')}; "
+        f"this request may need {tokens}. {advice} {duration(reset)} for the quota to start again at 00:00 UTC.",
         retry_after=reset,
         should_retry=False,
     )
@@ -89,7 +90,7 @@ def quota_held(plan: Plan) -> ApiError:
     """The quota would do, but answers that are still running hold it until they end."""
     return ApiError(
         "quota_exceeded",
-        f"Running answers hold what is left of {plan.tokens_per_day} tokens today on plan {plan.name!r}. "
+        f"Running answers hold what is left of {plan.tokens_per_day} tokens today {plan.by('tokens_per_day')}. "
         "Wait for one to end, or ask for a smaller max_tokens.",
         retry_after=_STREAM_RETRY_SECONDS,
     )
@@ -127,6 +128,9 @@ def seats_taken(plan: Plan, wait: float | None) -> ApiError:
     )
 
 
-def _closed(code: str, plan: Plan, what: str) -> ApiError:
-    message = f"Plan {plan.name!r} allows no {what}. Ask the owner of this edge for another plan."
+def _closed(code: str, plan: Plan, limit: str, what: str) -> ApiError:
+    allowing, other = f"Plan {plan.name!r} allows", "another plan"
+    if limit in plan.own:
+        allowing, other = "Your own limits allow", "other ones"
+    message = f"{allowing} no {what}. Ask the owner of this edge for {other}."
     return ApiError(code, message, should_retry=False)

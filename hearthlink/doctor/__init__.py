@@ -11,10 +11,10 @@ from hearthlink.output import Failure, print_json
 
 
 def doctor(json: options.Json = False, config: options.Config = None) -> None:
-    """Look at edge, tailnet, node, runtime, limits and disk of this machine, and say what mends each fault.
+    """Say what is wrong on this machine, and what mends it.
 
-    Takes ten seconds at most, changes nothing, and asks the model for one answer of a few words. Exit status: 0 all is
-    well, 1 warnings, 2 something is broken.
+    It looks at edge, tailnet, node, runtime, limits and disk, takes ten seconds at most, changes nothing, and asks the
+    model for one answer of a few words. Exit status: 0 all is well, 1 warnings, 2 something is broken.
     """
     # Imported where it is used: they bring an HTTP client, and other verbs start without.
     from hearthlink.doctor.examination import examine, unreadable

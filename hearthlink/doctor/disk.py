@@ -32,7 +32,7 @@ def probes(machine: Machine) -> list[Probe]:
     return [
         Probe(DISK, "space", lambda: in_thread(lambda: space(machine.state)), _SECONDS),
         Probe(DISK, "secrets", lambda: in_thread(lambda: secrets(machine)), _SECONDS),
-        Probe(DISK, "database", lambda: in_thread(lambda: database(machine.state)), _SECONDS),
+        Probe(DISK, "database", lambda: in_thread(lambda: database(machine)), _SECONDS),
     ]
 
 
@@ -103,8 +103,11 @@ def _reached_by_others(path: Path) -> bool:
     return all(folder.stat().st_mode & stat.S_IXOTH for folder in path.absolute().parents)
 
 
-def database(state: Path) -> Sequence[Line]:
-    path = state / "edge.db"
+def database(machine: Machine) -> Sequence[Line]:
+    """Nothing where the edge counts on a server that several share."""
+    path = machine.state / "edge.db"
+    if machine.settings.edge.store.get_secret_value() != "sqlite":
+        return []
     if not path.exists():
         return [DISK.absent("database", "The edge's database is not here: no edge has run with this state.")]
     size = path.stat().st_size

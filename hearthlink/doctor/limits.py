@@ -37,12 +37,13 @@ def probes(machine: Machine) -> list[Probe]:
 
 
 async def files(machine: Machine) -> Sequence[Line]:
-    """How many files, which connections are, the edge may have open; of this shell where no edge runs."""
+    """How many files, which connections are, the edge may have open; where none runs, how many one that is started
+    from this shell would allow itself."""
     process = await machine.edge_process()
     soft = _soft_limit(process) if process else None
     whose = f"The edge (process {process})" if soft is not None else "A process started from this shell"
     if soft is None:
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if soft == resource.RLIM_INFINITY:
         return [LIMITS.ok("files", f"{whose} may have any number of files open.")]
     text = f"{whose} may have {soft:,} files open."

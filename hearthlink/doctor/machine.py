@@ -118,7 +118,7 @@ class Machine:
 
     @property
     def secrets_in_file(self) -> bool:
-        return any("***" in value for _, value, origin in self.settings.dump() if value and origin.startswith("file "))
+        return any(_masked(value) and origin.startswith("file ") for _, value, origin in self.settings.dump())
 
     @property
     def edit(self) -> str:
@@ -269,6 +269,10 @@ class Machine:
             self._asked[name] = asyncio.ensure_future(ask())
         # A probe that is given up takes nobody else's answer away.
         return cast(T, await asyncio.shield(self._asked[name]))
+
+
+def _masked(value: Any) -> bool:
+    return value == "***" or (isinstance(value, list) and "***" in value)
 
 
 def bracketed(host: str) -> str:

@@ -37,15 +37,19 @@ async def store(machine: Machine) -> Sequence[Line]:
         trips: list[float] = []
         for _ in range(_TRIPS):
             began = time.monotonic()
-            await server.probe(LOOK)
+            await server.probe(LOOK, "")
             trips.append(time.monotonic() - began)
+        await server.drop_connections()
+        began = time.monotonic()
+        await server.probe(LOOK, "")
+        dial = time.monotonic() - began
         info = await server.info()
         gone = await _plans_gone(machine, url)
     except (StoreError, NoAnswer) as error:
         return [LIMITS.broken("store", str(error), _mend(url, str(error)), "as somebody who may")]
     finally:
         await server.close()
-    found = list(_doubts(machine, url, min(trips), info.get("aof_enabled")))
+    found = list(_doubts(machine, url, min(trips), dial, info.get("aof_enabled")))
     return [*gone, *(found or [LIMITS.ok("store", f"The store {server.name} answers in {min(trips) * 1000:.1f} ms.")])]
 
 
@@ -64,9 +68,15 @@ async def _plans_gone(machine: Machine, url: str) -> list[Line]:
     return plans_gone(machine, plans_from(machine.settings.plans), used)
 
 
-def _doubts(machine: Machine, url: str, trip: float, journal: object) -> Iterator[Line]:
+def _doubts(machine: Machine, url: str, trip: float, dial: float, journal: object) -> Iterator[Line]:
+    from edge.store.redis.server import TURN_BUDGETS
+
     budget = machine.settings.edge.store_timeout
-    if trip > budget / 2:
+    if dial > budget * TURN_BUDGETS / 2:
+        text = f"A new connection to the store takes {dial * 1000:.0f} ms, and a request waits"
+        text += f" {budget * TURN_BUDGETS * 1000:.0f} ms for one at most."
+        yield LIMITS.warning("store", text, 'store_timeout = "250ms"', "[edge] of the settings, or move it nearer")
+    elif trip > budget / 2:
         text = f"The store needs {trip * 1000:.0f} ms to answer, and a request waits {budget * 1000:.0f} ms at most."
         yield LIMITS.warning("store", text, 'store_timeout = "250ms"', "[edge] of the settings, or move it nearer")
     if journal == 0:

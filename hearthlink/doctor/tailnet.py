@@ -110,6 +110,9 @@ def _open_to_peers(machine: Machine) -> Line:
     if not edge.require_authentication:
         text = f"{why}: whom the policy lets to {edge.listen} is its owner there, with no credential. {how}"
         return TAILNET.broken("userspace", text, machine.edit)
+    if edge.user_ids:
+        text = f"{why}: whom the policy lets to {edge.listen} is there whoever they say in X-User-Id. {how}"
+        return TAILNET.broken("userspace", text, machine.edit)
     text = f"{why}: whom the policy lets to {edge.ops_listen} reads its metrics and full health. {how}"
     return TAILNET.warning("userspace", text, machine.edit)
 

@@ -18,7 +18,7 @@ from starlette.websockets import WebSocket
 from shared.asgi.body import ClientLeft
 from shared.asgi.request_id import request_id_of
 from shared.asgi.responses import send_error
-from shared.asgi.types import App, Headers, Message, Receive, Scope, Send
+from shared.asgi.types import App, Headers, Message, Receive, Scope, Send, header
 from shared.contract.errors import ApiError
 
 SECURITY_HEADERS = (
@@ -26,6 +26,8 @@ SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
+
+_NO_WEBSOCKET = "There is no WebSocket here. The API is plain HTTP, see docs/api.md."
 
 # Called once per HTTP request: scope, status (0: none was sent), seconds. ``scope["state"]["error"]`` is what was
 # raised.
@@ -121,9 +123,20 @@ def _from_http(raised: HTTPException, scope: Scope) -> ApiError:
     return ApiError("not_found", "There is no such route. The API begins at /v1/, see docs/api.md.")
 
 
+def plain_http(app: App) -> App:
+    """``app``, for a server that takes no WebSockets: their handshakes are told so. It belongs inside of Envelope."""
+
+    async def told(scope: Scope, receive: Receive, send: Send) -> None:
+        if (header(scope, b"upgrade") or b"").lower() == b"websocket":
+            raise ApiError("not_found", _NO_WEBSOCKET)
+        await app(scope, receive, send)
+
+    return told
+
+
 async def no_websocket(socket: WebSocket) -> None:
     """Endpoint for WebSocket handshakes that no other route takes: the envelope instead of a bare 403."""
-    error = ApiError("not_found", "There is no WebSocket here. The API is plain HTTP, see docs/api.md.")
+    error = ApiError("not_found", _NO_WEBSOCKET)
     request_id = request_id_of(socket.scope)
     headers = {name.decode(): value.decode() for name, value in SECURITY_HEADERS} | {"x-request-id": request_id}
     await socket.send_denial_response(Response(error.envelope(request_id), error.status, headers, "application/json"))

@@ -82,20 +82,24 @@ class Listening:
         """Those that are open, in the order they were opened, with their real ports."""
         return tuple(found.listener for found in self._open.values())
 
-    async def open(self, listener: Listener) -> Listener:
-        """Listen there too; returns the listener with its real port. Raises CannotListen.
+    async def open(self, listener: Listener, sock: socket.socket | None = None) -> Listener:
+        """Listen there too, on ``sock`` where one is given that is bound there, and which belongs to this object from
+        now on; returns the listener with its real port. Raises CannotListen.
 
         What listens at this address already with the same rights is replaced: the socket stays, so that no caller is
         refused meanwhile, and the next connection has the new certificate and ``admits``.
         """
         old = self._open.get(_place(listener))
         if old is not None and old.listener.rights != listener.rights:
+            if sock is not None:
+                sock.close()
             raise CannotListen(
                 f"{listener.url} is taken by this program itself, for {old.listener.rights}. Choose another address for"
                 f" {listener.rights}.",
                 errno.EADDRINUSE,
             )
-        sock = _dup(old) if old is not None and old.in_place else bind(listener)
+        if sock is None:
+            sock = _dup(old) if old is not None and old.in_place else bind(listener)
         try:
             if not listener.path:
                 listener = replace(listener, port=sock.getsockname()[1])

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from shared.asgi.connections import TooManyConnections
 from shared.asgi.descriptors import scarce
@@ -20,6 +20,9 @@ from shared.asgi.front import SECURITY_HEADERS
 from shared.asgi.listener import Listener, welcome
 from shared.asgi.request_id import new_id
 from shared.contract.errors import ApiError
+
+if TYPE_CHECKING:  # only a server that takes WebSockets imports it
+    from shared.asgi.websocket import WebSocketProtocol
 
 # RFC 9110 §4.1 recommends at least 8,000 octets; nothing here has a query worth more.
 MAX_URL_BYTES = 8 << 10
@@ -37,6 +40,9 @@ _CONNECTION_RETRY_SECONDS = 1.0
 # Of a body that was refused before its end: what is usual is read away, so that a caller who first sends and then reads
 # gets the answer; more would be work for nothing.
 _UNWANTED_BYTES = 1 << 20
+
+# Headers of a request that has a body.
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 _IDLE, _HEADERS, _BODY, _ANSWER = range(4)
 
@@ -67,6 +73,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._refused = False
         self._stage = _IDLE
         self._counts_for: str | None = None
+        self._running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: Any) -> None:
         if not welcome(transport, self.listener):
@@ -100,10 +107,22 @@ class DeadlineProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
         super().connection_lost(exc)
+        if (running := self._running) is not None and not running.response_complete:
+            running.disconnected = True  # uvicorn tells only the last of several requests
+            running.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def handle_websocket_upgrade(self) -> None:
-        self._leave()  # another protocol has the connection from here on
-        super().handle_websocket_upgrade()
+        if self._refused:
+            return
+        super().handle_websocket_upgrade()  # another protocol has the connection from here on
+        socket = cast("WebSocketProtocol", self.transport.get_protocol())
+        socket.begin(self.loop.time() + self.limits.header_timeout, self._leave)
+        if not socket.understood:
+            self._refuse(ApiError("invalid_request", "This is not a valid WebSocket handshake."))
 
     def _begin_headers(self) -> None:
         self._stage = _HEADERS
@@ -151,10 +170,13 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._refuse(_headers_too_large(self.limits))
             return
         assert self.parser is not None  # it is what calls
+        upgrading = self.parser.should_upgrade()
         if twice:
             fault = f"The header {twice.decode().title()} is there more than once."
         else:
             fault = _authority_fault(self.url, once.get(b"host"), self.parser.get_http_version())
+        if fault is None and upgrading:
+            fault = self._upgrade_fault()
         if fault is not None:
             self._refuse(ApiError("invalid_request", fault))
             return
@@ -164,6 +186,17 @@ class DeadlineProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if (cycle := self.cycle) is not None and cycle.scope is self.scope:  # not a WebSocket's handshake
             self.scope.setdefault("state", {})["write"] = cycle.send
+            if upgrading:
+                cycle.keep_alive = False  # which protocol comes next on this connection, nobody can tell
+
+    def _upgrade_fault(self) -> str | None:
+        """What is wrong with a request that offers to go on in another protocol, a WebSocket or one that we do not
+        speak. The parser takes what follows its headers for that protocol, or for a request of its own."""
+        if any(name in _FRAMING for name, _ in self.headers):
+            return "A request with a body cannot change the protocol: send it without the header Upgrade."
+        if self._owes_answer:
+            return "A request that changes the protocol cannot follow one that has no answer yet."
+        return None
 
     def on_body(self, body: bytes) -> None:
         self._header_bytes = 0  # counts chunk extensions and trailers from here on
@@ -203,10 +236,22 @@ class DeadlineProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(ApiError("invalid_request", "This is not a valid HTTP request."))
 
+    @property
+    def _owes_answer(self) -> bool:
+        """Whether an earlier request has to be answered yet. With ``_BODY`` the last one is the request itself."""
+        return self.cycle is not None and not self.cycle.response_complete and self._stage != _BODY
+
     def _refuse(self, error: ApiError) -> None:
         self._refused = True
         if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
             self.transport.abort()  # an answer is on its way, and nothing may look like a part of it
+            return
+        if self._owes_answer:
+            self._record(error, new_id())
+            self.cycle.keep_alive = False  # what is written now would look like that answer; it is the last
+            return
+        if self.pipeline:
+            self.transport.abort()
             return
         request_id = new_id()
         self._record(error, request_id)

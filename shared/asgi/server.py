@@ -1,4 +1,4 @@
-"""Serve an app on listeners that carry rights. Owns the sockets, the deadlines, the signals and the drain."""
+"""Serve an app on listeners that carry rights. Owns the sockets and the deadlines."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import asyncio
 import errno
 import logging
 import math
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 from loguru import logger
 
-from shared.asgi.listener import CannotListen, Listener
+from shared.asgi.listener import CannotListen, Listener, bind
 from shared.asgi.listening import Listening
 from shared.asgi.protocol import DeadlineProtocol, Limits, Refused
 from shared.asgi.types import App
 from shared.link import frames
 from shared.ticker import Ticker
+
+if TYPE_CHECKING:  # only a server that takes WebSockets imports it
+    from shared.asgi.websocket import WebSocketProtocol
 
 # Seconds an idle connection is kept. Longer than the proxies in front do, or one of them sends a request just as it is
 # closed here: 60 s are common, 90 s is Tailscale Serve (IdleConnTimeout in ipn/ipnlocal/serve.go).
@@ -36,7 +40,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # ``until_signalled`` has them
+        yield  # ``shared.signals`` has them
 
 
 @asynccontextmanager
@@ -48,9 +52,11 @@ async def serving(
     *,
     refused: Refused | None = None,
     patient: bool = False,
+    websockets: bool = True,
 ) -> AsyncIterator[Listening]:
     """Serve ``app`` while the block runs, on ``listeners`` (maybe none) and whatever is opened later. ``ticker`` stays
-    the caller's. ``refused`` hears of requests that ``app`` never sees.
+    the caller's. ``refused`` hears of requests that ``app`` never sees. Without ``websockets`` a handshake is a request
+    as any other, for an app that has none.
 
     In ``scope["state"]``, ``listener`` is the rights of the listener a request came in by, ``connection`` a dict for
     the app's own use that all requests of one connection share and that goes with it, and for HTTP ``write`` the
@@ -58,13 +64,12 @@ async def serving(
     answers under way get 5 s, and everything is closed. Raises CannotListen; where that may pass by itself, only after
     waiting for it when ``patient``.
     """
-    server = _Server(_configuration(app))
+    server = _Server(_configuration(app, websockets))
     listening = Listening(server.config, server.server_state, limits, refused)
 
     def sweep(now: float) -> None:
         for connection in list(server.server_state.connections):
-            if isinstance(connection, DeadlineProtocol):
-                connection.sweep(now)
+            cast("DeadlineProtocol | WebSocketProtocol", connection).sweep(now)
 
     ticker.add(sweep)
     with _only_errors(logging.getLogger("uvicorn.error")):
@@ -72,8 +77,8 @@ async def serving(
         try:
             while not server.started and not task.done():  # noqa: ASYNC110 - a flag is all that uvicorn has
                 await asyncio.sleep(0.01)
-            for listener in listeners:
-                await (_open_patiently(listening, listener) if patient else listening.open(listener))
+            for listener, sock in zip(listeners, await _bind(listeners, patient=patient), strict=True):
+                await listening.open(listener, sock)
             yield listening
         finally:
             await listening.close()
@@ -82,31 +87,43 @@ async def serving(
             ticker.remove(sweep)
 
 
-async def _open_patiently(listening: Listening, listener: Listener) -> None:
-    """At boot the address of a tailnet or VPN comes late, and in a restart the process before may still be finishing
-    its answers. One line says what is waited for. Raises CannotListen."""
+async def _bind(listeners: Sequence[Listener], *, patient: bool) -> list[socket.socket]:
+    """Listening sockets for all of them or for none: nobody is served by half of a server, which cannot be drained.
+
+    At boot the address of a tailnet or VPN comes late, and in a restart the process before may still be finishing its
+    answers. One line says what is waited for. Raises CannotListen.
+    """
     clock = asyncio.get_running_loop().time
-    began, told = clock(), False
+    began, told = clock(), ""
+    order = list(range(len(listeners)))
     while True:
+        bound: dict[int, socket.socket] = {}
         try:
-            await listening.open(listener)
-            return
+            for number in order:
+                bound[number] = bind(listeners[number])
+            return [bound[number] for number in range(len(listeners))]
         except CannotListen as error:
-            patience = _PATIENCE.get(error.errno, 0.0)
+            for sock in bound.values():
+                sock.close()
+            missing = order[len(bound)]
+            order = [missing, *(number for number in order if number != missing)]  # so that nobody else is let in
+            patience = _PATIENCE.get(error.errno, 0.0) if patient else 0.0
+            if str(error) != told:
+                began = clock()
             if clock() - began >= patience:
                 raise
-            if not told:
+            if str(error) != told:
                 until = f"for {patience:.0f} s" if math.isfinite(patience) else "until the address is there"
                 logger.warning("{} It is tried again every second, {}.", error, until)
-                told = True
+                told = str(error)
         await asyncio.sleep(_TRY_EVERY)
 
 
-def _configuration(app: App) -> uvicorn.Config:
+def _configuration(app: App, websockets: bool) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=DeadlineProtocol,
-        ws="websockets-sansio",
+        ws="shared.asgi.websocket:WebSocketProtocol" if websockets else "none",
         ws_max_size=frames.MAX_WIRE_BYTES,
         ws_ping_interval=None,
         ws_per_message_deflate=False,
@@ -137,25 +154,3 @@ def _only_errors(log: logging.Logger) -> Iterator[None]:
     finally:
         log.removeFilter(is_error)
         log.setLevel(before)
-
-
-async def until_signalled(drain: Callable[[], Awaitable[None]], reload: Callable[[], None]) -> None:
-    """Call ``reload`` at each SIGHUP. Wait for SIGTERM or SIGINT, then run ``drain``; a second one cuts it short."""
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    first, second = asyncio.Event(), asyncio.Event()
-
-    def signalled() -> None:
-        (second if first.is_set() else first).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled)
-    await first.wait()
-    logger.info("stopping: no new requests, running ones may finish")
-    waiting = (asyncio.ensure_future(drain()), asyncio.ensure_future(second.wait()))
-    try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)

@@ -193,6 +193,8 @@ async def test_invites_of_no_use_are_not_made(admin: Admin, clock: Clock) -> Non
         (1, ends, "a b"),
         (1, ends, "0123456789ab"),
         (1, ends, "beta"),
+        (10_001, ends, None),
+        (1, int(clock.unix) + 367 * DAY, None),
     ):
         with pytest.raises(AdminError):
             await admin.create_invite("member", uses, end, name)
@@ -209,6 +211,17 @@ async def test_one_token_is_revoked(store: Store, admin: Admin, clock: Clock) ->
     await seen(lambda: store.revoked(token))
     assert not store.revoked(other)
     assert (await refused(store.admit(IP, token, PLAN, Cost(1), "a"))).code == "token_revoked"
+
+
+async def test_a_clock_that_is_behind_takes_no_revocation_back(store: Store, admin: Admin, clock: Clock) -> None:
+    issued = int(clock.unix)
+    await admin.revoke_principal("caller")
+    await admin.revoke_everyone()
+    clock.unix -= 60
+    await admin.revoke_principal("caller")
+    await admin.revoke_everyone()
+    assert (await admin.standing("caller")).revoked_at == issued
+    await seen(lambda: store.revoked(caller("other", issued_at=issued)))
 
 
 async def test_all_tokens_of_a_caller_are_revoked_that_were_out(store: Store, admin: Admin, clock: Clock) -> None:

@@ -39,7 +39,11 @@ def test_a_key_opens_as_what_it_was_made_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a b", "a\n", "-x", "x" * 65, "0123456789ab", "key_0123456789ab", "ключ", "a'; DROP"]
+    "name",
+    [
+        *("", "a b", "a\n", "-x", "x" * 65, "ключ", "a'; DROP"),
+        *("0123456789ab", "key_0123456789ab", "token_ci", "user_ann", "tailnet_x", "oidc_x", "access_x", "invite_1_2"),
+    ],
 )
 def test_bad_names_are_refused(name: str) -> None:
     with pytest.raises(AdminError, match="not a name"):
@@ -52,6 +56,14 @@ def test_bad_plans_scopes_and_ends_are_refused() -> None:
             keys.draw("ci", plan, scopes, None, NOW)
     with pytest.raises(AdminError, match="expired at once"):
         keys.draw("ci", "member", ["chat"], NOW, NOW)
+    keys.draw("ci", "member", ["chat"], NOW + keys.LONGEST_SECONDS, NOW)
+    with pytest.raises(AdminError, match="a hundred years"):
+        keys.draw("ci", "member", ["chat"], NOW + keys.LONGEST_SECONDS + 1, NOW)
+
+
+@pytest.mark.parametrize("name", ["ci", "token", "my_key", "keys_2", "tokens_ci", "user", "a_b", "key-1", "user_"])
+def test_good_names_are_taken(name: str) -> None:
+    assert keys.draw(name, "member", ["chat"], None, NOW).info.name == name
 
 
 @settings(max_examples=200)

@@ -222,6 +222,14 @@ async def test_a_clock_set_back_over_midnight_forgets_nothing(store: Store, cloc
     assert await used(store, plan, ANY) == (0, 0)
     clock.unix -= 86_400
     assert await used(store, plan, ANY) == (400, 0)
+    await store.admit(IP, ANY, plan, Cost(600), "b")
+    clock.unix += 86_400
+    assert await used(store, plan, ANY) == (0, 0)
+    clock.unix -= 86_400
+    assert await used(store, plan, ANY) == (400, 600)
+    assert (await refused(store.admit(IP, ANY, plan, Cost(1), "c"))).code == "quota_exceeded"
+    await store.settle("b", Usage(0, 500))
+    assert await used(store, plan, ANY) == (900, 0)
 
 
 @pytest.mark.parametrize("tokens", [-5, 10**12, 10**30])

@@ -14,11 +14,13 @@ from loguru import logger
 from edge.plans import Plan
 from edge.store.errors import StoreError
 from edge.store.ledger import Cost
+from edge.store.records import Maintenance
 from edge.store.sqlite.admin import SQLiteAdmin
 from edge.store.sqlite.database import open_for_admin
 from edge.store.sqlite.store import POLL_SECONDS, SQLiteStore
 from shared.contract.chat import Usage
-from shared.state import StateDir
+from shared.signing_keys import SigningKeys
+from shared.state import StateDir, StateError
 from tests.store.callers import IP, caller
 from tests.waiting import wait_until
 
@@ -95,6 +97,63 @@ async def test_signing_keys_that_cannot_be_read_leave_the_old_ones(store: SQLite
         logger.remove(sink)
     assert len(said) == 1 and "signing-keys" in said[0] and before.current not in said[0]
     assert store.records.signing_keys is before
+
+
+async def test_signing_keys_that_could_not_be_read_once_are_read_again(
+    store: SQLiteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, failures = StateDir(tmp_path), list[str]()
+    rotated = state.rotate_signing_keys(10**9, 3600)
+
+    def fails(*args: object, **options: object) -> SigningKeys:
+        failures.append("once")
+        raise StateError("too many files are open")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StateDir, "signing_keys", fails)
+        await wait_until(lambda: failures, 5)
+        assert store.records.signing_keys != rotated
+    await wait_until(lambda: store.records.signing_keys == rotated, 5)
+
+
+async def test_a_legacy_list_of_keys_under_a_lock_does_not_hold_the_loop(store: SQLiteStore, tmp_path: Path) -> None:
+    """It is read once the other process is done."""
+    state, legacy = StateDir(tmp_path), "k" * 43
+    with state._locked():
+        (tmp_path / "signing-keys").write_text(f'["{legacy}"]')
+        loop = asyncio.get_running_loop()
+        until, longest, before = loop.time() + 4 * POLL_SECONDS, 0.0, loop.time()
+        while before < until:
+            await asyncio.sleep(0.01)
+            longest, before = max(longest, loop.time() - before), loop.time()
+        assert longest < 1.0
+    await wait_until(lambda: store.records.signing_keys.current == legacy, 5)
+
+
+async def test_usage_that_cannot_be_written_keeps_no_decision_of_the_owner(
+    store: SQLiteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    admin = SQLiteAdmin(StateDir(tmp_path))
+    await admin.open()
+    info, _ = await admin.create_key("ci", "member", ["chat"])
+    with monkeypatch.context() as patch:
+        patch.setattr(store._journal, "commit", full)
+        await store.admit(IP, ANY, PLAN, Cost(100), "chat")
+        await store.settle("chat", Usage(100, 0))
+        await admin.revoke_key("ci")
+        await admin.set_maintenance(Maintenance.begun("back soon", 1.0, ends_answers=True))
+        await admin.reset_usage(ANY.id)
+        await wait_until(lambda: store.records.maintenance, 2)
+        assert store.records.keys.revoked(f"key_{info.id}")
+        await wait_until(lambda: store.problem, 5)
+        assert (await store.usage_today(ANY, PLAN))["tokens"]["used"] == 100
+    await wait_until(lambda: not store.problem, 5)
+    await wait_until(lambda: rows(tmp_path / "edge.db", "SELECT * FROM resets") == [], 5)
+    assert (await store.usage_today(ANY, PLAN))["tokens"]["used"] == 0
+    await admin.close()
 
 
 async def test_an_owner_who_cannot_write_is_told(

@@ -29,6 +29,7 @@ test('states in words', () => {
     assert.equal(stateWords({ name: 'offline', device: true }, 5), 'You are offline')
     assert.equal(stateWords({ name: 'offline' }, 5), 'Server out of reach, looking again in 5 s')
     assert.equal(stateWords({ name: 'asleep' }, NaN), 'The model is asleep, looking again')
+    assert.equal(stateWords({ name: 'closed' }, 5), 'Closed for a while, looking again in 5 s')
     assert.equal(stateWords({ name: 'ready', back: true }), 'Back again')
 })
 

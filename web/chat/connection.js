@@ -3,7 +3,7 @@
 import { $, announce } from './dom.js'
 
 // What is announced: trouble and its end, not every number.
-const TROUBLE = /offline|asleep|limited|queued|loading/
+const TROUBLE = /offline|asleep|closed|limited|queued|loading/
 
 // `over(name)`: the `seconds` of a state are over.
 export function createConnection(over) {
@@ -66,6 +66,7 @@ const WORDS = {
   limited: ({ soon }) => `Limited: again${soon || ' now'}`,
   offline: ({ device, soon }) => (device ? 'You are offline' : `Server out of reach, looking again${soon}`),
   asleep: ({ soon }) => `The model is asleep, looking again${soon}`,
+  closed: ({ soon }) => `Closed for a while, looking again${soon}`,
   invite: () => 'Invite needed',
   refused: () => 'Not open to this page',
 }
@@ -79,11 +80,10 @@ export function quotaWords({ tokens: { limit, remaining, reset } }) {
   return remaining > 0 ? `${tokens(remaining)} left today` : `Nothing left today, more in ${duration(reset)}`
 }
 
-// Seconds between two looks, from and to, and when all is well; and for an answer.
+// Seconds between two looks, from, to, and when all is well; for an answer.
 const [FIRST, LONGEST, WELL, WITHIN] = [2, 60, 30, 8]
 
-// Is there an edge, and a model behind it? Asked while the page is in sight. `tell(state, seconds)`, with the time to
-// the next look. Gives what looks at once.
+// Is there an edge, and a model? While in sight, `tell(state, seconds)` to the next look. Gives what looks now.
 export function watchHealth(tell) {
   let timer
   let pause
@@ -114,8 +114,8 @@ export function watchHealth(tell) {
 async function ask() {
   if (!navigator.onLine) return 'offline'
   try {
-    const { status } = await fetch('/healthz', { cache: 'no-store', signal: AbortSignal.timeout(WITHIN * 1000) })
-    return { 200: 'ready', 503: 'asleep' }[status] ?? 'offline'
+    const answer = await fetch('/healthz', { cache: 'no-store', signal: AbortSignal.timeout(WITHIN * 1000) })
+    return { ok: 'ready', maintenance: 'closed' }[(await answer.json()).status] ?? 'asleep'
   } catch {
     return 'offline'
   }

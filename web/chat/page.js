@@ -1,5 +1,5 @@
-// The chat page, put together: the client (../hearthlink.js) speaks to the edge, conversation.js holds what was said,
-// transcript.js shows it, connection.js says how things stand, and this file passes the news between them.
+// The chat page, put together: the client speaks to the edge, conversation.js holds what was said, transcript.js shows
+// it, connection.js says how things stand, and this file passes the news between them.
 
 import { createClient } from '../hearthlink.js'
 import { createConnection, quotaWords, watchHealth } from './connection.js'

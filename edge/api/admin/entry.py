@@ -72,7 +72,9 @@ def _check_credential(principal: Principal) -> None:
         raise ApiError("missing_token", "Administering needs a credential. Send a key or token with the scope admin.")
     if principal.kind not in _KINDS:
         raise ApiError("insufficient_scope", "Administering needs an API key with the scope admin, or a token of one.")
-    if (principal.chat_types, principal.max_tokens, principal.uses) != (None, None, None):
+    # The page of somebody of the tailnet is locked to where it is; a token of a key is by whoever asked for that.
+    origin = None if principal.kind == "tailnet" else principal.origin
+    if (origin, principal.chat_types, principal.max_tokens, principal.uses) != (None, None, None, None):
         raise ApiError("insufficient_scope", "A token that is locked does not administer. Use the key it was made of.")
 
 

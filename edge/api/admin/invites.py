@@ -13,12 +13,10 @@ from edge.api.admin.entry import administering, answer, enter, listed, named, pl
 from edge.api.audit import note
 from edge.principals import SECONDS_PER_DAY
 from edge.services import Services
+from edge.store.invites import LONGEST_SECONDS, MOST_USES
 from edge.store.rows import invite_row
 
-# As the command line has them.
-_DEFAULT_SECONDS = 7 * SECONDS_PER_DAY
-_LONGEST_SECONDS = 366 * SECONDS_PER_DAY
-_MOST_USES = 10_000
+_DEFAULT_SECONDS = 7 * SECONDS_PER_DAY  # as the command line has it
 
 
 class NewInvite(BaseModel):
@@ -28,8 +26,8 @@ class NewInvite(BaseModel):
 
     name: str | None = None
     plan: str = "member"
-    uses: Annotated[int, Field(ge=1, le=_MOST_USES)] = 1
-    expires_in: Annotated[int, Field(ge=1, le=_LONGEST_SECONDS)] = _DEFAULT_SECONDS
+    uses: Annotated[int, Field(ge=1, le=MOST_USES)] = 1
+    expires_in: Annotated[int, Field(ge=1, le=LONGEST_SECONDS)] = _DEFAULT_SECONDS
 
 
 class InviteRoutes:

@@ -12,9 +12,8 @@ from starlette.responses import Response
 from edge.api.admin.entry import administering, answer, enter, listed, named, plan_in, read, resource
 from edge.api.audit import note
 from edge.services import Services
+from edge.store.keys import LONGEST_SECONDS
 from edge.store.rows import key_row
-
-_LONGEST_SECONDS = 3_162_240_000  # a hundred years
 
 
 class NewKey(BaseModel):
@@ -25,7 +24,7 @@ class NewKey(BaseModel):
     name: str
     plan: str = "member"
     scopes: Annotated[list[str], Field(min_length=1, max_length=8)] = ["chat"]
-    expires_in: Annotated[int, Field(ge=1, le=_LONGEST_SECONDS)] | None = None
+    expires_in: Annotated[int, Field(ge=1, le=LONGEST_SECONDS)] | None = None
 
 
 class KeyRoutes:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from edge.api.admin.entry import administering, answer, checked, enter, read, resource
 from edge.api.audit import note
 from edge.services import Services
+from edge.store.admin import known_caller
 from edge.store.rows import standing_row
 from shared.contract.errors import ApiError
 
@@ -49,7 +50,7 @@ class LimitRoutes:
     async def show(self, request: Request) -> Response:
         principal = await self._enter(request)
         async with administering(self._edge) as admin:
-            return answer(standing_row(await admin.standing(principal)))
+            return answer(standing_row(await admin.standing(await known_caller(admin, principal))))
 
     async def change(self, request: Request) -> Response:
         principal = await self._enter(request)
@@ -58,7 +59,7 @@ class LimitRoutes:
         if not changes:
             raise ApiError("invalid_request", f"Name one limit at least: {', '.join(OwnLimits.model_fields)}.")
         async with administering(self._edge) as admin:
-            limits = await admin.set_limits(principal, changes)
+            limits = await admin.set_limits(await known_caller(admin, principal), changes)
             note(request.scope, act="limit.set", target=principal)
         return answer({"principal": principal, "limits": dict(limits)})
 
@@ -66,7 +67,7 @@ class LimitRoutes:
         """Back to the plan's."""
         principal = await self._enter(request)
         async with administering(self._edge) as admin:
-            await admin.clear_limits(principal)
+            await admin.clear_limits(await known_caller(admin, principal))
             note(request.scope, act="limit.clear", target=principal)
         return Response(status_code=204)
 
@@ -74,7 +75,7 @@ class LimitRoutes:
         """As if the caller had used nothing today."""
         principal = await self._enter(request, f"{_CALLER}/reset")
         async with administering(self._edge) as admin:
-            await admin.reset_usage(principal)
+            await admin.reset_usage(await known_caller(admin, principal))
             note(request.scope, act="limit.reset", target=principal)
         return Response(status_code=204)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,6 +10,7 @@ from edge.api.admin.entry import administering, checked, enter, read, resource
 from edge.api.audit import note
 from edge.principals import Principal
 from edge.services import Services
+from edge.store.admin import known_caller
 from shared.contract.errors import ApiError
 
 
@@ -22,7 +21,7 @@ class Revocation(BaseModel):
 
     token: str | None = None
     principal: str | None = None
-    everyone: Literal[True] | None = None
+    everyone: bool | None = None
 
 
 class RevocationRoutes:
@@ -33,7 +32,8 @@ class RevocationRoutes:
     async def revoke(self, request: Request) -> Response:
         await enter(request, self._edge, "/admin/revoke")
         body = await read(request, Revocation)
-        if sum(value is not None for value in (body.token, body.principal, body.everyone)) != 1:
+        named = [value for value in (body.token, body.principal, body.everyone) if value is not None]
+        if len(named) != 1 or named[0] is False:
             text = "Say what is revoked: one of token, principal, or everyone (true)."
             raise ApiError("invalid_request", text)
         if body.token is not None:
@@ -41,7 +41,7 @@ class RevocationRoutes:
         elif body.principal is not None:
             principal = checked(body.principal)
             async with administering(self._edge) as admin:
-                await admin.revoke_principal(principal)
+                await admin.revoke_principal(await known_caller(admin, principal))
                 note(request.scope, act="principal.revoke", target=principal)
         else:
             async with administering(self._edge) as admin:

@@ -11,8 +11,9 @@ from starlette.responses import Response
 from edge.api.admin.entry import administering, answer, enter, read, resource
 from edge.api.audit import note
 from edge.services import Services
+from edge.store.admin import renew_signing_keys
 from shared.contract.errors import ApiError
-from shared.signing_keys import LONGEST_TOKEN, SigningKeys
+from shared.signing_keys import SigningKeys
 
 _ROUTE = "/admin/signing-keys"
 
@@ -42,9 +43,7 @@ class SigningRoutes:
         body = await read(request, Rotation)
         self._check_place()
         async with administering(self._edge) as admin:
-            if body.leaked:  # first, so that what a forged token started ends too
-                await admin.revoke_everyone()
-            keys = await admin.rotate_signing_keys(0 if body.leaked else LONGEST_TOKEN)
+            keys = await renew_signing_keys(admin, leaked=body.leaked)
             note(request.scope, act="signing-keys.rotate", target="all" if body.leaked else "current")
         return answer(_row(keys))
 

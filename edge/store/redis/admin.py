@@ -16,12 +16,14 @@ from edge.store.invites import InviteInfo
 from edge.store.keys import KeyInfo
 from edge.store.records import Maintenance
 from edge.store.redis.records import key_from, key_text, maintenance_from, pairs
-from edge.store.redis.scripts import BEGIN, CALLERS, CHANGE, DECIDED, RESET, Script
+from edge.store.redis.scripts import BEGIN, CALLERS, CHANGE, DECIDED, RESET, REVOKE, Script
 from edge.store.redis.server import NoAnswer, Server
 from shared.signing_keys import SigningKeys
 
 # The owner waits rather than be told to try again.
 _PATIENT_SECONDS = 5.0
+# In place of an edge's name.
+_NO_EDGE = ""
 # Whoever else changes the same thing does it now and not for ever.
 _TRIES = 10
 
@@ -53,7 +55,8 @@ class RedisAdmin:
         if not make:
             return
         try:
-            await self._ask(BEGIN, secrets.token_hex(8), secrets.token_hex(32), SigningKeys.new().to_json())
+            drawn = (secrets.token_hex(8), secrets.token_hex(32), SigningKeys.new().to_json())
+            await self._ask(BEGIN, *drawn, _NO_EDGE)
         except BaseException:
             await self._server.close()
             raise
@@ -133,10 +136,10 @@ class RedisAdmin:
         await self._ask(RESET, principal_id)
 
     async def revoke_token(self, jti: str, expires: int) -> None:
-        await self._change(["ZADD", "revoked-tokens", str(expires), jti])
+        await self._ask(REVOKE, jti, expires)
 
     async def revoke_principal(self, principal_id: str) -> None:
-        commands = [["HSET", "revoked-principals", principal_id, str(int(self._now()))]]
+        commands = [["HMAX", "revoked-principals", principal_id, str(int(self._now()))]]
         key_id = keys.key_of(principal_id)
         for info, digest in _keys(await self._decided()):
             if info.id == key_id and info.revoked_at is None:
@@ -145,7 +148,7 @@ class RedisAdmin:
         await self._change(*commands)
 
     async def revoke_everyone(self) -> None:
-        await self._change(["HSET", "meta", "everyone", str(int(self._now()))])
+        await self._change(["HMAX", "meta", "everyone", str(int(self._now()))])
 
     async def maintenance(self) -> Maintenance | None:
         return (await self._decided()).maintenance
@@ -184,12 +187,12 @@ class RedisAdmin:
         """Do all of ``commands``, if the command ``when[0]`` replies ``when[1]``; whether it was done. Every edge looks
         at its records again."""
         first, expected = ("", "") if when is None else (json.dumps(when[0]), when[1])
-        (done,) = await self._ask(CHANGE, first, json.dumps(commands), expected)
+        (done,) = await self._ask(CHANGE, first, json.dumps(commands), expected, once=when is not None)
         return bool(done)
 
-    async def _ask(self, script: Script, *args: str | int) -> list[Any]:
+    async def _ask(self, script: Script, *args: str | int, once: bool = False) -> list[Any]:
         try:
-            return await self._server.probe(script, *args)
+            return await self._server.probe(script, *args, seconds=_PATIENT_SECONDS, once=once)
         except NoAnswer as error:
             raise StoreError(
                 f"The store {self._server.name} cannot be used ({error}). Start that server, or correct edge.store."

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from edge.plans import Plan
-from edge.principals import Principal
+from edge.principals import Principal, day_of
 from edge.store.accounts import Reservation
 from edge.store.ledger import Grant
 from edge.store.limits import Limits
@@ -17,6 +17,8 @@ from shared.contract.errors import ApiError
 _SHARE = 2
 # The server is looked for twice a second, and it may be a start of several seconds.
 _RETRY_SECONDS = 5.0
+# About 10 MB. Whoever comes past it is refused, because forgetting one would give it a whole quota again.
+_MOST_COUNTED = 100_000
 
 WithoutStore = Literal["refuse", "count"]
 
@@ -45,12 +47,17 @@ class Alone:
         monotonic: Callable[[], float],
     ) -> None:
         careful = None if per_ip is None else _part(per_ip)
-        self._limits = Limits(careful, lambda _id, _day: 0, lambda _plan, _day: 0, now, monotonic)
+        self._now = now
+        self._used = _Today()
+        self._used_together = _Today()
+        self._limits = Limits(careful, self._used.tokens, self._used_together.tokens, now, monotonic)
         self._counts = without_store == "count"
 
     def refusal(self, ip: str | None, principal: Principal, plan: Plan, tokens: int | None) -> ApiError | None:
         """Why a request is refused while the store is away; with ``tokens`` one that starts an answer of that many."""
         if tokens is not None and (principal.uses is not None or (_has_quota(plan) and not self._counts)):
+            return cannot_count()
+        if tokens is not None and _has_quota(plan) and not self._used.room(principal.id, day_of(self._now())):
             return cannot_count()
         careful = _careful(plan)
         error = self._limits.rate_refusal(ip, principal.id, careful)
@@ -79,12 +86,37 @@ class Alone:
 
     def settle(self, reservation: Reservation, tokens: int) -> None:
         self._limits.settle(reservation, tokens)
+        if self._counts and tokens:
+            self._used.add(reservation.principal_id, reservation.day, tokens)
+            if reservation.plan is not None:
+                self._used_together.add(reservation.plan, reservation.day, tokens)
 
     def abandoned(self, reservation: Reservation) -> bool:
         return self._limits.abandoned(reservation)
 
     def sweep(self) -> None:
         self._limits.sweep()
+
+
+class _Today:
+    """Tokens that this process counted on the last day that it counted any, by principal id or plan."""
+
+    def __init__(self) -> None:
+        self._day = 0
+        self._tokens: dict[str, int] = {}
+
+    def tokens(self, whose: str, day: int) -> int:
+        return self._tokens.get(whose, 0) if day == self._day else 0
+
+    def room(self, whose: str, day: int) -> bool:
+        return day != self._day or whose in self._tokens or len(self._tokens) < _MOST_COUNTED
+
+    def add(self, whose: str, day: int, tokens: int) -> None:
+        if day > self._day:
+            self._day = day
+            self._tokens.clear()
+        if self.room(whose, day):
+            self._tokens[whose] = self.tokens(whose, day) + tokens
 
 
 def _has_quota(plan: Plan) -> bool:

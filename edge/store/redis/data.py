@@ -13,8 +13,6 @@ from edge.store.redis.server import Server, evicts
 from shared.signing_keys import SigningKeys
 
 _SCHEMA = "1"
-# Nothing is served yet, so the server may take its time.
-_PATIENT_SECONDS = 2.0
 
 
 class Data:
@@ -32,16 +30,19 @@ class Data:
     def fault(self) -> str | None:
         return self._gone or self._evicting
 
-    async def begin(self) -> None:
-        """Make the data where there is none. Raises NoAnswer, and StoreError for data that this version cannot use."""
+    async def begin(self, edge: str) -> None:
+        """Make the data where there is none, for ``edge``. Raises NoAnswer, and StoreError for data that this version
+        cannot use."""
         drawn = (secrets.token_hex(8), secrets.token_hex(32), SigningKeys.new().to_json())
-        schema, self.id, secret, anew = await self._server.probe(BEGIN, *drawn, seconds=_PATIENT_SECONDS)
+        schema, self.id, secret, counts = await self._server.probe(BEGIN, *drawn, edge)
         if schema != _SCHEMA:
             raise StoreError(
                 f"The data in the store {self._server.name} is of a newer Hearthlink (schema {schema}, known"
                 f" {_SCHEMA}). Install that version again, or use another database (redis://HOST:6379/1)."
             )
-        if anew:
+        if counts == "gone":
+            self.lose()
+        elif counts == "anew":
             logger.error("Today's counts in the store {} are gone: they begin with nothing", self._server.name)
         self.secret = bytes.fromhex(secret)
 
@@ -60,7 +61,7 @@ class Data:
         if self._gone is None:
             self._gone = (
                 f"The data in the store {self._server.name} was lost or replaced: callers with a quota are refused."
-                " Restore it, or start the edges again to begin with nothing counted."
+                " Restore it; or stop all edges and start them half a minute later, to begin with nothing counted."
             )
             logger.error("{}", self._gone)
 

@@ -12,8 +12,6 @@ from edge.store.redis.alone import cannot_count
 from edge.store.redis.scripts import ENTER, INVITE
 from edge.store.redis.server import NoAnswer, Server
 
-_SCOPES = ("chat",)
-
 
 class Invites:
     """``secret`` is that of ``invited_id``; ``now`` gives Unix seconds."""
@@ -39,7 +37,7 @@ class Invites:
         if verdict != "ok":
             raise refusals.invite_not_valid()
         plan, expires_at = found
-        return _guest(principal_id, plan, expires_at, origin)
+        return invites.guest(principal_id, plan, expires_at, origin)
 
     async def renew(self, guest: Principal) -> Principal:
         """As ``Store.renew_guest``, but for what is revoked, which is known without the server."""
@@ -50,8 +48,4 @@ class Invites:
         invite = json.loads(text) if text else None
         if invite is None or invite["revoked_at"] is not None or self._now() >= invite["expires_at"] - LAST_SECONDS:
             raise refusals.invite_not_valid()
-        return _guest(guest.id, invite["plan"], invite["expires_at"], guest.origin)
-
-
-def _guest(principal_id: str, plan: str, expires_at: int, origin: str | None) -> Principal:
-    return Principal(principal_id, "invite", plan, _SCOPES, origin=origin, expires_at=expires_at)
+        return invites.guest(guest.id, invite["plan"], invite["expires_at"], guest.origin)

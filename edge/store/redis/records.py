@@ -18,12 +18,17 @@ def fill(records: Records, reply: Sequence[Any]) -> None:
     records.keys.load(key_from(key_id, text) for key_id, text in pairs(keys).items())
     records.principals = {principal: int(at) for principal, at in pairs(principals).items()}
     records.limits = {principal: json.loads(own) for principal, own in pairs(limits).items()}
-    records.tokens = {jti: int(float(end)) for jti, end in pairs(tokens).items()}
+    records.tokens = revoked_tokens(tokens)
     records.invites = frozenset(invites)
     records.everyone = int(everyone)
     records.maintenance = maintenance_from(maintenance)
     if (found := SigningKeys.from_json(signing_keys)) != records.signing_keys:
         records.signing_keys = found
+
+
+def revoked_tokens(flat: Sequence[str]) -> dict[str, int]:
+    """jti -> end."""
+    return {jti: int(float(end)) for jti, end in pairs(flat).items()}
 
 
 def pairs(flat: Sequence[str]) -> Mapping[str, str]:

@@ -60,12 +60,21 @@ class Settlements:
 
     async def write(self, chat_id: str, tokens: int) -> bool:
         """Settle one now; whether the server knew it. Raises NoAnswer."""
-        return bool((await self._server.call(SETTLE, chat_id, tokens))[0])
+        (known,) = await self._server.call(SETTLE, chat_id, tokens)
+        self.written([chat_id])
+        return bool(known)
+
+    async def write_some(self) -> None:
+        """Settle the oldest, in the one call that a request may cost. Raises NoAnswer, keeping them."""
+        chat_ids, arguments = self.along()
+        if chat_ids:
+            await self._server.call(SETTLE, *arguments)
+            self.written(chat_ids)
 
     async def write_all(self) -> None:
-        """Settle what is here. Raises NoAnswer, keeping what is left."""
+        """Settle what is here, however long that takes. Raises NoAnswer, keeping what is left."""
         while self._waiting:
-            await self._write_some()
+            await self._write_patiently()
 
     async def run(self) -> None:
         """Settle what comes, for as long as the server answers; ``write_all`` after that."""
@@ -76,10 +85,11 @@ class Settlements:
             with contextlib.suppress(NoAnswer):
                 # As many as there are now: what comes meanwhile may still go with an admission.
                 for _ in range(0, len(self._waiting), _AT_ONCE):
-                    await self._write_some()
+                    if self._server.answering:
+                        await self._write_patiently()
 
-    async def _write_some(self) -> None:
+    async def _write_patiently(self) -> None:
         chat_ids, arguments = self.along()
         if chat_ids:
-            await self._server.call(SETTLE, *arguments)
+            await self._server.probe(SETTLE, *arguments)
             self.written(chat_ids)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from edge.plans import Plan
 from edge.principals import Principal, address_block
 from edge.store import refusals
 from edge.store.accounts import Reservation
-from edge.store.errors import StoreError
+from edge.store.errors import StoreError, StoreNotYet
 from edge.store.ledger import Cost, Grant
 from edge.store.records import Records
 from edge.store.redis import records
@@ -36,7 +36,7 @@ from edge.store.redis.data import Data
 from edge.store.redis.invites import Invites
 from edge.store.redis.question import Question
 from edge.store.redis.remembered import Remembered
-from edge.store.redis.scripts import ADMIT, BEAT, CHANGE, LEAVE, LOOK, RECORDS, STANDING
+from edge.store.redis.scripts import ADMIT, BEAT, LEAVE, LOOK, RECORDS, REVOKE, STANDING
 from edge.store.redis.server import NoAnswer, Server
 from edge.store.redis.settlements import Settlements
 from shared.contract.chat import Usage
@@ -47,10 +47,8 @@ from shared.signing_keys import SigningKeys
 POLL_SECONDS = 0.5
 # The server takes an edge for dead that was not heard of for 20 s (lua/common.lua).
 BEAT_SECONDS = 5.0
-# All of a request's waiting for the server.
+# What a request waits for the server's reply.
 BUDGET_SECONDS = 0.05
-# Nobody waits for these, so they may read much, or come to a server that is busy.
-_PATIENT_SECONDS = 2.0
 _CHECK_SECONDS = 10.0
 # No answer of any model is longer. Keeps an absurd count of a broken runtime from adding up.
 _MAX_TOKENS = 100_000_000
@@ -94,20 +92,22 @@ class RedisStore:
         self._edge = secrets.token_hex(8)
         self._asked: set[str] = set()  # chat ids whose admission is on its way
         self._beaten = 0  # the server's moment of the last beat, in microseconds
-        self._version = ""
+        self._version = self._tokens_version = ""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """Connect, make the data where there is none, begin the task. Raises StoreError."""
+        """Connect, make the data where there is none, begin the task. Raises StoreError, and StoreNotYet for a server
+        that is away."""
         await self._server.open()
         try:
-            await self._data.begin()
+            await self._data.begin(self._edge)
             self._records = Records(SigningKeys.new(), self._now)
             await self._read_records()
             await self._beat()
         except NoAnswer as error:
             await self._server.close()
-            raise StoreError(f"The store {self._server.name} cannot be used: {error}.") from None
+            text = f"The store {self._server.name} cannot be used: {error}."
+            raise (StoreNotYet(text, math.inf) if error.away else StoreError(text)) from None
         except BaseException:
             await self._server.close()
             raise
@@ -127,8 +127,9 @@ class RedisStore:
         await asyncio.wait(tasks)
         try:
             with contextlib.suppress(NoAnswer):
-                await self._settlements.write_all()
-                await self._server.call(LEAVE, self._edge)
+                if self._server.answering:
+                    await self._settlements.write_all()
+                    await self._server.probe(LEAVE, self._edge)
         finally:
             await self._server.close()
 
@@ -196,7 +197,7 @@ class RedisStore:
             self._end(chat_id, chat, tokens)
             if tokens > chat.reservation.tokens:  # more than the server counts on: it has to know before it admits more
                 with contextlib.suppress(NoAnswer):
-                    await self._settlements.write_all()
+                    await self._settlements.write(chat_id, tokens)
             return True
         if chat_id in self._settlements:
             return False
@@ -214,7 +215,7 @@ class RedisStore:
             raise ValueError("Only a token is revoked this way; an API key is revoked by its name.")
         self._records.tokens[jti] = end
         try:
-            await self._server.call(CHANGE, "", json.dumps([["ZADD", "revoked-tokens", str(end), jti]]), "")
+            await self._server.call(REVOKE, jti, end)
         except NoAnswer:
             raise cannot_count() from None
 
@@ -222,7 +223,7 @@ class RedisStore:
         if not self.answering:
             raise cannot_count()
         try:
-            await self._settlements.write_all()
+            await self._settlements.write_some()
             now, ahead, used, held, running, version = await self._server.call(STANDING, principal.id)
         except NoAnswer:
             raise cannot_count() from None
@@ -247,7 +248,7 @@ class RedisStore:
         return self._alone.sure_refusal(principal.id, plan)
 
     async def _take(self, question: Question, chat_id: str) -> Grant | None:
-        """Take a request, and an answer where one starts, from the server; None when it does not answer. Raises
+        """Take a request, and an answer where one starts, from the server; None when it counts as away. Raises
         ApiError."""
         if (error := self._known_refusal(question)) is not None:
             raise error
@@ -257,11 +258,14 @@ class RedisStore:
         ended, along = self._settlements.along()
         self._asked.add(chat_id)
         try:
-            verdict, wait, *numbers = await self._server.call(ADMIT, self._data.id, *arguments, *along)
+            reply = await self._server.call(ADMIT, self._data.id, *arguments, *along)
         except NoAnswer:
+            if self.answering:  # so that others count there, as this one may be already
+                raise cannot_count() from None
             return None
         finally:
             self._asked.discard(chat_id)
+        verdict, wait, *numbers = reply
         if verdict == "lost":
             self._data.lose()
             return None
@@ -325,8 +329,9 @@ class RedisStore:
         data, now, last, swept, *chats = await self._server.probe(BEAT, self._edge, self._data.id)
         if swept:
             logger.warning("{} answers ran at an edge that is gone: counted at their estimate", swept)
-        self._data.seen(data)
-        if 0 < last < self._beaten:  # it was started from a copy, or another took over that lacked the end
+        if not self._data.seen(data):
+            return
+        if 0 < last < self._beaten < now:  # it was started from a copy, or another took over that lacked the end
             text = "The store {} has the data of {:.1f} s ago: what was counted and decided since is lost"
             logger.error(text, self._server.name, (self._beaten - last) / 1_000_000)
         self._beaten = now
@@ -336,12 +341,17 @@ class RedisStore:
                 self._settlements.add(chat_id, 0)
 
     async def _look(self) -> None:
-        data, version = await self._server.probe(LOOK)
-        if self._data.seen(data) and version != self._version:
+        data, version, tokens_version, tokens = await self._server.probe(LOOK, self._tokens_version)
+        if not self._data.seen(data):
+            return
+        if version != self._version:
             await self._read_records()
+        elif tokens_version != self._tokens_version:
+            self._records.tokens = records.revoked_tokens(tokens)
+            self._tokens_version = tokens_version
 
     async def _read_records(self) -> None:
-        self._version, *found = await self._server.probe(RECORDS, seconds=_PATIENT_SECONDS)
+        self._version, self._tokens_version, *found = await self._server.probe(RECORDS)
         records.fill(self._records, found)
         self._remembered.clear()  # limits may be others now, or what was used reset
 

@@ -14,7 +14,13 @@ from edge.store.sqlite.database import transaction
 
 
 def standing(connection: sqlite3.Connection, principal_id: str, now: float) -> Standing:
-    return _standings(connection, [principal_id], now)[0]
+    used = "SELECT COALESCE(SUM(tokens), 0) FROM usage WHERE principal = ? AND day = ?"
+    running = "SELECT COALESCE(SUM(tokens) FILTER (WHERE day = ?2), 0), COUNT(*) FROM reservations WHERE principal = ?1"
+    revoked_at = "SELECT MAX(at) FROM revoked_principals WHERE principal = ?"
+    (tokens,) = connection.execute(used, (principal_id, day_of(now))).fetchone()
+    reserved, answers = connection.execute(running, (principal_id, day_of(now))).fetchone()
+    (at,) = connection.execute(revoked_at, (principal_id,)).fetchone()
+    return Standing(principal_id, tokens, reserved, answers, records.limits(connection).get(principal_id), at)
 
 
 def standings(connection: sqlite3.Connection, now: float) -> list[Standing]:
@@ -52,7 +58,11 @@ def revoke(connection: sqlite3.Connection, principal_id: str, now: float) -> Non
     """All tokens of the caller that are out; an API key's principal with the key."""
     at = int(now)
     with transaction(connection):
-        connection.execute("INSERT OR REPLACE INTO revoked_principals VALUES (?, ?)", (principal_id, at))
+        connection.execute(
+            "INSERT INTO revoked_principals VALUES (?, ?)"
+            " ON CONFLICT (principal) DO UPDATE SET at = MAX(at, excluded.at)",
+            (principal_id, at),
+        )
         if (key_id := key_of(principal_id)) is not None:
             connection.execute("UPDATE keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", (at, key_id))
 

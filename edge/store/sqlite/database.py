@@ -10,10 +10,13 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge.store.errors import StoreError
+from edge.store.errors import StoreError, StoreNotYet
+from shared.ownership import belongs_to_folder, make_empty
 
 # Another process's commit takes milliseconds; whoever holds the file this long is stuck.
 _ADMIN_BUSY_SECONDS = 5.0
+# For how long an edge that is being replaced may hold its file: its drain and its end.
+_DRAIN_SECONDS = 30.0
 # What each version added to the one before; a file of a newer version is refused.
 _SCHEMA = (
     """
@@ -118,10 +121,10 @@ def connect(path: Path, *, busy_seconds: float) -> sqlite3.Connection:
     ``busy_seconds`` is how long a statement waits for another process's write. Raises StoreError.
     """
     try:
-        # SQLite gives its -wal and -shm files the mode of this one. A file that is there is not touched: closing it
-        # would drop the POSIX locks of this process's other connections to it.
+        # SQLite gives its -wal and -shm files mode and owner of this one. A file that is there is not touched: closing
+        # it would drop the POSIX locks of this process's other connections to it.
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            make_empty(path)
         connection = sqlite3.connect(path, isolation_level=None, timeout=10.0)
     except (OSError, sqlite3.Error) as error:
         raise StoreError(
@@ -197,7 +200,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 def exclusive(path: Path) -> Iterator[None]:
     """Be the only edge on database ``path``: its counters live in memory, two of them would each grant the whole quota.
 
-    The lock ends with the process, however that ends. Raises StoreError.
+    The lock ends with the process, however that ends. Raises StoreError, and StoreNotYet where there is another edge.
     """
     lock_path = path.with_name(path.name + ".lock")
     try:
@@ -207,12 +210,14 @@ def exclusive(path: Path) -> Iterator[None]:
             f"The file {lock_path} cannot be opened ({error}). Check the folder's owner and mode."
         ) from None
     try:
+        belongs_to_folder(lock, lock_path.parent)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise StoreError(
+            raise StoreNotYet(
                 f"Another edge is using the database {path}. Stop it first, or give this one a state folder of its own "
-                "(HEARTHLINK_STATE)."
+                "(HEARTHLINK_STATE).",
+                _DRAIN_SECONDS,
             ) from None
         yield
     finally:

@@ -157,7 +157,7 @@ class Invites:
         if guest is None:
             self._failed.take(block, TRIES_PER_MINUTE, self._monotonic())
             raise refusals.invite_not_valid()
-        return invites.guest(guest.info, guest.principal_id, origin)
+        return invites.guest(guest.principal_id, guest.info.plan, guest.info.expires_at, origin)
 
     def renew(self, guest: Principal) -> Principal:
         """As ``Store.renew_guest``."""
@@ -165,7 +165,7 @@ class Invites:
         row = self._connection.execute(query, (invite_of(guest),)).fetchone()
         if row is None or not (info := InviteInfo(*row)).living(self._now()) or guest.id in self._barred():
             raise refusals.invite_not_valid()
-        return invites.guest(info, guest.id, guest.origin)
+        return invites.guest(guest.id, info.plan, info.expires_at, guest.origin)
 
     def sweep(self) -> None:
         """Forget addresses that are as if they had never tried."""

@@ -45,7 +45,7 @@ def revoke_token(connection: sqlite3.Connection, jti: str, expires_at: int) -> N
 
 
 def revoke_everyone(connection: sqlite3.Connection, at: int) -> None:
-    _set_meta(connection, _EVERYONE, str(at))
+    _set_meta(connection, _EVERYONE, str(max(at, int(_meta(connection, _EVERYONE) or 0))))
 
 
 def _meta(connection: sqlite3.Connection, name: str) -> str | None:

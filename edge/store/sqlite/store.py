@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from loguru import logger
@@ -74,6 +74,7 @@ class SQLiteStore:
         self._reservations: dict[str, Reservation] = {}  # by chat id, oldest first
         self._problem: str | None = None
         self._failing_since: float | None = None
+        self._keys_refused: tuple[int, int] | None = None  # version of the signing keys that could not be read
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -227,27 +228,36 @@ class SQLiteStore:
         while True:
             await asyncio.sleep(COMMIT_SECONDS)
             now = loop.time()
-            try:
-                if self._journal.dirty:
-                    self._journal.commit()
-                if now >= upkeep_at:
-                    self._upkeep()
-                    upkeep_at = now + POLL_SECONDS
-                if now >= checkpoint_at:
-                    self._log.shorten()
-                    checkpoint_at = now + _CHECKPOINT_SECONDS
-                self._note(None, now)
-            except Exception as error:  # whatever it was, usage that stops being written would go unnoticed
-                self._note(error, now)
+            failure = _first_failure((self._commit, *(self._upkeep if now >= upkeep_at else ())))
+            if failure is None and now >= upkeep_at:  # else at the next commit, so that a lasting failure is told
+                upkeep_at = now + POLL_SECONDS
+            if failure is None and now >= checkpoint_at:
+                failure = _first_failure((self._log.shorten,))
+                checkpoint_at = now + (_CHECKPOINT_SECONDS if failure is None else 0.0)
+            self._note(failure, now)
 
-    def _upkeep(self) -> None:
-        self._see_other_processes()
-        self._see_signing_keys()
-        self._limits.sweep()
-        self._invites.sweep()
+    def _commit(self) -> None:
+        if self._journal.dirty:
+            self._journal.commit()
+
+    @property
+    def _upkeep(self) -> tuple[Callable[[], None], ...]:
+        """What the owner decided comes first, and none waits for another: a full disk, say, stops no revocation."""
+        return (
+            self._see_other_processes,
+            self._see_signing_keys,
+            self._limits.sweep,
+            self._invites.sweep,
+            self._settle_abandoned,
+            self._see_the_day,
+        )
+
+    def _settle_abandoned(self) -> None:
         while self._reservations and self._limits.abandoned(next(iter(self._reservations.values()))):
             chat_id, reservation = next(iter(self._reservations.items()))
             self._settle(chat_id, reservation.tokens)
+
+    def _see_the_day(self) -> None:
         if day_of(self._now()) != self._today:
             self._new_day()
 
@@ -266,6 +276,8 @@ class SQLiteStore:
             return
         records.load(self._connection, self._records)
         self._records.tokens = self._journal.revocations(self._now())
+        if self._journal.dirty:
+            return  # what could not be written yet is no usage that a reset can take away: again at the next look
         for principal_id in self._journal.take_resets(day_of(self._now())):
             self._limits.forget_used(principal_id)
         self._data_version = version
@@ -274,12 +286,14 @@ class SQLiteStore:
         version = self._state.signing_keys_version()
         if version == self._keys_version:
             return
-        self._keys_version = version
         try:
-            keys = self._state.signing_keys()
+            keys = self._state.signing_keys(patience=0)
         except StateError as error:
-            logger.error("Tokens go on with the signing keys as they were: {}", error)
+            if version != self._keys_refused:
+                logger.error("Tokens go on with the signing keys as they were: {}", error)
+            self._keys_refused = version
             return
+        self._keys_version, self._keys_refused = version, None
         if keys != self._records.signing_keys:
             self._records.signing_keys = keys
 
@@ -294,6 +308,18 @@ class SQLiteStore:
         elif self._problem is None and now - self._failing_since >= _FAILING_SECONDS:
             self._problem = f"The database {self._path} cannot be kept ({error}): check the disk's space and health."
             logger.error("{} Limits go on in memory; a crash now would forget usage", self._problem)
+
+
+def _first_failure(works: Iterable[Callable[[], None]]) -> Exception | None:
+    """Do all of them; the error of the first that fails. Whatever it was: usage that stops being written would go
+    unnoticed."""
+    failure: Exception | None = None
+    for work in works:
+        try:
+            work()
+        except Exception as error:
+            failure = failure or error
+    return failure
 
 
 def _bounded(tokens: int) -> int:

@@ -46,7 +46,9 @@ if per_minute then
     address_ahead = ahead(address_bucket)
   end
 end
-if chat ~= '' and redis.call('HEXISTS', CHATS, chat) == 1 then
+local asked = edge .. ECHO
+if chat ~= '' and redis.call('HEXISTS', CHATS, chat) == 1 or chat == '' and per_minute
+    and string.match(redis.call('GET', caller_bucket) or '', '%S+$') == asked then
   return reply('ok') -- asked once more, because the first reply was lost
 end
 
@@ -114,7 +116,7 @@ if seats then
   redis.call('PEXPIRE', key('seats', plan), DAY / 1000)
 end
 if per_minute then
-  caller_ahead = take(caller_bucket, caller_ahead, per_minute)
+  caller_ahead = take(caller_bucket, caller_ahead, per_minute, asked)
   if per_address then
     address_ahead = take(address_bucket, address_ahead, per_address)
   end
@@ -127,6 +129,7 @@ if chat ~= '' then
   local shared = together and plan or ''
   redis.call('HSET', CHATS, chat, cjson.encode({edge, today, tokens, shared, principal}))
   redis.call('SADD', key('edge', edge), chat)
+  redis.call('ZADD', EDGES, 'NX', now + LEASE, edge)
   redis.call('HINCRBY', RUNNING, principal, 1)
   redis.call('HINCRBY', HELD, principal, tokens)
   if together then

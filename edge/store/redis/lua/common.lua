@@ -43,8 +43,16 @@ local function whole()
   return meta[1]
 end
 
--- Invites that ended long ago.
+local LONGEST_TOKEN = 366 * 86400 -- seconds, as in shared/signing_keys.py
+
+-- Invites that ended long ago, and revocations of callers whose tokens of then have all ended.
 local function forget()
+  local principals = redis.call('HGETALL', key('revoked-principals'))
+  for index = 1, #principals, 2 do
+    if tonumber(principals[index + 1]) <= now / 1000000 - LONGEST_TOKEN then
+      redis.call('HDEL', key('revoked-principals'), principals[index])
+    end
+  end
   local invites = redis.call('HGETALL', key('invites'))
   for index = 1, #invites, 2 do
     local id, invite = invites[index], cjson.decode(invites[index + 1])
@@ -59,6 +67,11 @@ local function forget()
   end
 end
 
+-- As (jti, end)s.
+local function revoked_tokens()
+  return redis.call('ZRANGE', key('revoked-tokens'), now / 1000000, '+inf', 'BYSCORE', 'WITHSCORES')
+end
+
 -- Begins a day: its counts exist from now on, so that their loss is noticed.
 local function begin_day()
   for _, counts in ipairs({'held', 'used'}) do
@@ -69,12 +82,19 @@ local function begin_day()
   forget()
 end
 
--- Rates by GCRA, as edge/store/gcra.py has them: one number, when the bucket will be empty again.
+-- Rates by GCRA, as edge/store/gcra.py has them: one number, when the bucket will be empty again. It is never further
+-- ahead than the period, unless the clock was set back since: then the bucket counts as full now. Behind it stands who
+-- took last.
 local PERIOD = 60000000
 local MARGIN = 100 -- sums of 60 s / limit drift by a few microseconds
 
 local function ahead(bucket)
-  return math.max(0, tonumber(redis.call('GET', bucket) or 0) - now)
+  local by = tonumber(string.match(redis.call('GET', bucket) or '0', '^%S+')) - now
+  if by > PERIOD + 2 * MARGIN then
+    by = PERIOD
+    redis.call('SET', bucket, string.format('%.17g', now + by), 'PX', PERIOD / 1000 + 1)
+  end
+  return math.max(0, by)
 end
 
 local function wait_of(ahead_by, limit)
@@ -82,9 +102,9 @@ local function wait_of(ahead_by, limit)
   return over > MARGIN and over or 0
 end
 
-local function take(bucket, ahead_by, limit)
+local function take(bucket, ahead_by, limit, whom)
   local after = ahead_by + PERIOD / limit
-  redis.call('SET', bucket, string.format('%.17g', now + after), 'PX', math.ceil(after / 1000) + 1)
+  redis.call('SET', bucket, string.format('%.17g %s', now + after, whom or ''), 'PX', math.ceil(after / 1000) + 1)
   return after
 end
 
@@ -115,9 +135,10 @@ end
 local LEASE = 20000000 -- of an edge that is not heard of
 local QUIET = 12000000 -- nobody at all was heard of: this server was away, which no edge can help
 
--- `edge` is alive.
+-- `edge` is alive. Leases of a clock that was set back since would last for as long as that.
 local function renew(edge)
-  if now - count(META, 'heard') > QUIET then
+  local heard = count(META, 'heard')
+  if now - heard > QUIET or heard > now then
     for _, other in ipairs(redis.call('ZRANGE', EDGES, 0, -1)) do
       redis.call('ZADD', EDGES, now + LEASE, other)
     end
