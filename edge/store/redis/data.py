@@ -8,8 +8,9 @@ from typing import Any
 from loguru import logger
 
 from edge.store.errors import StoreError
+from edge.store.redis.fitness import evicts
 from edge.store.redis.scripts import BEGIN
-from edge.store.redis.server import Server, evicts
+from edge.store.redis.server import Server
 from shared.signing_keys import SigningKeys
 
 _SCHEMA = "1"

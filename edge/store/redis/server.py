@@ -12,20 +12,16 @@ import asyncio
 import contextlib
 import itertools
 import math
-import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from loguru import logger
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import (
     AskError,
     AuthenticationError,
@@ -43,6 +39,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from edge.store.errors import StoreError, StoreNotYet
+from edge.store.redis.clients import cluster, name_of, pool
+from edge.store.redis.fitness import unfit
 from edge.store.redis.scripts import Script
 
 # Begins every key; a cluster keeps all that has the same text in braces on one of its servers.
@@ -51,6 +49,7 @@ TAG = "{hearthlink}"
 _CONNECTIONS = 16
 # Of those who look after the store, so that they need not wait behind requests.
 _PATIENT_CONNECTIONS = 4
+_ALL_CONNECTIONS = _CONNECTIONS + _PATIENT_CONNECTIONS + 1  # one asks how the server is
 # A call waits for a connection for so many budgets: some thousand calls at once, or a dial of ten round trips.
 TURN_BUDGETS = 10
 # Nobody waits for what looks after the store, so that it may read much, or come to a server that is busy or far away.
@@ -61,12 +60,9 @@ _SLOW_CALLS = 3
 _LATE_SECONDS = 0.01
 _TIMES_LATE = 9
 _INFO_SECONDS = 2.0
-_OLDEST = (7, 0)
 # What a second try on a new connection, or after the cluster's new map, may do better.
 _WORTH_A_RETRY = (RedisConnectionError, ReadOnlyError, AskError, TryAgainError, ClusterError)
 _FAILURES = (RedisError, RedisClusterException, OSError)
-
-
 # Of those, the ones that say that it is away or busy, and not that it is the wrong server, or we the wrong user.
 _AWAY = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ClusterError, RedisClusterException, OSError)
 
@@ -129,11 +125,11 @@ class Server:
         away."""
         try:
             async with asyncio.timeout(seconds):
-                self._client = Redis.from_pool(_pool(self._url, seconds))
+                self._client = Redis.from_pool(pool(self._url, _ALL_CONNECTIONS, seconds))
                 info = await self._info()
                 if info.get("redis_mode") == "cluster":
                     await self._client.aclose()
-                    self._client = await _cluster(self._url, seconds).initialize()
+                    self._client = await cluster(self._url, _ALL_CONNECTIONS, seconds).initialize()
                     info |= await self._info()
         except TimeoutError:
             await self.close()
@@ -301,68 +297,6 @@ class Server:
             f"The store {self.name} cannot be used ({why}). Start that server, or correct edge.store in the settings."
         )
         return StoreNotYet(text, math.inf) if away else StoreError(text)
-
-
-def unfit(info: dict[str, Any]) -> str | None:
-    """Why a server that says ``info`` of itself cannot hold the counts, as the end of a sentence; None when it can."""
-    version = str(info.get("redis_version", "7.0"))
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < _OLDEST:
-        return f"is Redis {version}: install version 7 or later, or Valkey."
-    if info.get("role") == "slave":
-        return "is a replica, which cannot be written to: name the primary in edge.store."
-    return evicts(info)
-
-
-def evicts(info: dict[str, Any]) -> str | None:
-    """As ``unfit``, for a server that throws keys away when its memory is full: a quota would begin anew, unseen."""
-    policy = info.get("maxmemory_policy", "noeviction")
-    if int(info.get("maxmemory", 0)) == 0 or policy == "noeviction":
-        return None
-    return (
-        f"may throw away what it counts when its memory is full (maxmemory-policy {policy}): "
-        "set maxmemory-policy noeviction there."
-    )
-
-
-def name_of(url: str) -> str:
-    """Where ``url`` leads, without user and password."""
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        return parts.path
-    try:
-        port = parts.port or 6379
-    except ValueError:
-        return "of edge.store"
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or "localhost"
-    return f"{host}:{port}"
-
-
-def _pool(url: str, connect_seconds: float) -> ConnectionPool:
-    # Waiting is bounded by who calls; of the library's own retries there are none, so that one is one.
-    return ConnectionPool.from_url(
-        url,
-        max_connections=_CONNECTIONS + _PATIENT_CONNECTIONS + 1,  # one asks how the server is
-        socket_timeout=None,
-        socket_connect_timeout=connect_seconds,
-        retry=Retry(NoBackoff(), 0),
-        decode_responses=True,
-        protocol=2,
-        driver_info=None,
-    )
-
-
-def _cluster(url: str, connect_seconds: float) -> RedisCluster:
-    return RedisCluster.from_url(
-        url,
-        max_connections=_CONNECTIONS + _PATIENT_CONNECTIONS + 1,  # one asks how the server is
-        socket_timeout=None,
-        socket_connect_timeout=connect_seconds,
-        retry=Retry(NoBackoff(), 1),
-        require_full_coverage=False,
-        decode_responses=True,
-        protocol=2,
-        driver_info=None,
-    )
 
 
 async def _reply(ask: Callable[..., Awaitable[Any]], script: Script, args: tuple[str | int, ...]) -> Any:
