@@ -1,4 +1,4 @@
-"""What is installed, not the checkout: the wheel brings page, client and demo model along."""
+"""What is installed, not the checkout: the wheel brings page, client, demo model and the store's scripts along."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LOOK = """
-import edge.site, shared.settings_node as sections
+import edge.site, edge.store.redis.scripts as scripts, shared.settings_node as sections
 site = edge.site.Site.load()
 assert b"<html" in site.index.body
+assert scripts.ADMIT.text and scripts.__file__.startswith(edge.site.__file__[:-len("site.py")])
 assert sections.DEMO_MODEL.read_bytes()[:4] == b"GGUF"
 print(edge.site.__file__, site.prefix)
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# Its scripts may say how they behave when memory is short, which ours do.
+# The oldest that is tested.
 _OLDEST = (7, 0)
 
 
