@@ -19,7 +19,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from loguru import logger
 
 from edge.api.audit import Audit
 from edge.metrics import Metrics
@@ -32,6 +31,7 @@ from shared.log_writer import KEPT, LogWriter, Output
 from shared.settings import SettingsError, load_settings
 from shared.settings_sections import AuditSettings
 from tests.fake_runtime import FakeRuntime
+from tests.logged import logged
 from tests.pair import question
 from tests.processes import Process, Processes, running_processes
 from tests.test_doctor import machine_with, only, serving_json
@@ -53,10 +53,8 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def log() -> Iterator[list[str]]:
     """What the log says meanwhile, as ``LEVEL text``."""
-    said: list[str] = []
-    handler = logger.add(said.append, format="{level} {message}", level="INFO")
-    yield said
-    logger.remove(handler)
+    with logged("INFO") as lines:
+        yield lines
 
 
 def sink_at(file: Path, **settings: Any) -> dict[str, str]:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -27,6 +26,7 @@ from tests import command_line
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import chunk, normal, stall_before_headers, text, with_extras
 from tests.pair import Pair, running_pair
+from tests.verbs import run, run_json
 
 HEAVY = {"pydantic", "aiohttp", "httpx2", "rich", "starlette", "uvicorn", "loguru", "asyncio"}
 
@@ -39,19 +39,6 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "state"
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit status, standard output, standard error."""
-    status = main(arguments)
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    status, out, err = run(capsys, *arguments, "--json")
-    assert status == 0, err
-    return json.loads(out)
 
 
 # -- the program ------------------------------------------------------------------------------------------------------

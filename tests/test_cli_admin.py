@@ -8,15 +8,14 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from hearthlink.__main__ import main
 from tests import command_line
 from tests.fake_runtime import FakeRuntime
 from tests.pair import Pair, principal_of, question, running_pair
 from tests.redis_server import shared_redis
+from tests.verbs import run, run_json
 from tests.waiting import wait_until
 
 NATIVE = "/v1/chat"
@@ -34,19 +33,6 @@ def state(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "state"
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit status, standard output, standard error."""
-    status = main(arguments)
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    status, out, err = run(capsys, *arguments, "--json")
-    assert status == 0, err
-    return json.loads(out)
 
 
 # -- limit ------------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from tests.command_line import run
 from tests.fake_localapi import FakeLocalAPI, text
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import normal
+from tests.local_app import local_app
 from tests.pair import Pair, create_key, settings_for
 from tests.tailnet.shapes import peer, ping
 
@@ -395,13 +396,8 @@ async def collecting_proxy(target: str) -> AsyncIterator[str]:
 
     app = web.Application()
     app.router.add_post("/v1/chat", forward)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with local_app(app) as url:
+        yield url
 
 
 async def test_events_that_are_collected_on_the_way_are_told(pair: Pair, runtime: FakeRuntime) -> None:

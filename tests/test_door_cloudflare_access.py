@@ -27,6 +27,7 @@ from shared.contract.errors import ApiError
 from tests.command_line import run
 from tests.fake_issuer import CERTIFICATES, FakeIssuer
 from tests.fake_runtime import FakeRuntime
+from tests.local_app import local_app
 from tests.pair import ORIGIN, Pair, from_elsewhere, question, running_pair, settings_for
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -199,13 +200,8 @@ async def access_in_front(pair: Pair, team: FakeIssuer) -> AsyncIterator[str]:
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", pass_on)
-    runner = web.AppRunner(app, shutdown_timeout=0)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with local_app(app) as url:
+        yield url
 
 
 async def test_smoke_shows_its_service_token(pair: Pair, team: FakeIssuer) -> None:

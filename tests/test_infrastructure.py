@@ -20,7 +20,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from loguru import logger
 
 from hearthlink.doctor.certificates import certificates
 from hearthlink.doctor.machine import Machine
@@ -35,6 +34,7 @@ from shared.ticker import Ticker
 from tests.certificates import Authority
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import normal
+from tests.logged import logged
 from tests.pair import ORIGIN, events_of, question, running_pair, settings_for
 from tests.processes import ROOT, Processes, running_processes
 from tests.test_logs import fill
@@ -47,10 +47,8 @@ RENEWED_WITHIN = 1.0
 
 @pytest.fixture
 def log() -> Iterator[list[str]]:
-    lines: list[str] = []
-    handler = logger.add(lines.append, format="{level} {message}", level="WARNING")
-    yield lines
-    logger.remove(handler)
+    with logged() as lines:
+        yield lines
 
 
 async def mint(pair: Processes, **headers: str) -> tuple[int, dict[str, Any]]:

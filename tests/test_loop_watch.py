@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from loguru import logger
 
 from shared.loop_watch import BLOCKED, LoopWatch
 from shared.systemd import READY, STOPPING, Notifier
 from tests.fake_runtime import FakeRuntime
+from tests.logged import logged
 from tests.processes import running_processes
 from tests.waiting import wait_until
 
@@ -70,10 +70,8 @@ async def test_a_loop_that_stood_still_is_reported_once_and_said(log: list[str])
 
 @pytest.fixture
 def log() -> Iterator[list[str]]:
-    lines: list[str] = []
-    handler = logger.add(lines.append, format="{level} {message}", level="WARNING")
-    yield lines
-    logger.remove(handler)
+    with logged() as lines:
+        yield lines
 
 
 @pytest.mark.case("E70")

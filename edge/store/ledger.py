@@ -56,6 +56,36 @@ class Grant:
         return found
 
 
+def usage_of(
+    plan: Plan,
+    requests: Allowance | None,
+    tokens: Allowance | None,
+    *,
+    running: int,
+    used: int,
+    held: int,
+    reset: float,
+) -> dict[str, Any]:
+    """What ``Ledger.usage_today`` gives: each limit, what is used of it and what is left. ``running`` answers hold
+    ``held`` tokens beside the ``used`` ones of a day that ends in ``reset`` seconds; resets in whole seconds."""
+    return {
+        "requests": {
+            "limit": plan.requests_per_minute,
+            "remaining": requests.remaining if requests else None,
+            "reset": round(requests.reset) if requests else None,
+        },
+        "streams": {"limit": plan.streams, "running": running},
+        "tokens": {
+            "limit": plan.tokens_per_day,
+            "used": used,
+            "reserved": held,
+            "remaining": tokens.remaining if tokens else None,
+            "reset": round(reset),
+        },
+        "tokens_per_request": plan.tokens_per_request,
+    }
+
+
 class Ledger(Protocol):
     """Counts for all edges that share it. Safe to call from one event loop; nothing here blocks it for long.
 

@@ -11,7 +11,7 @@ from edge.principals import SECONDS_PER_DAY, address_block, day_of
 from edge.store import refusals
 from edge.store.accounts import Account, Accounts, Reservation
 from edge.store.gcra import Gcra
-from edge.store.ledger import Allowance, Grant
+from edge.store.ledger import Allowance, Grant, usage_of
 from shared.contract.errors import ApiError
 
 
@@ -120,27 +120,16 @@ class Limits:
         return Grant(requests, tokens)
 
     def usage_today(self, principal_id: str, plan: Plan) -> dict[str, Any]:
-        """As ``Ledger.usage_today``: for each limit what it is, what is used, what is left; resets in whole seconds."""
-        account = self._account(principal_id)
-        requests = self._requests(principal_id, plan)
-        limit = plan.tokens_per_day
-        tokens = None if limit is None else self._tokens(account, limit)
-        return {
-            "requests": {
-                "limit": plan.requests_per_minute,
-                "remaining": requests.remaining if requests else None,
-                "reset": round(requests.reset) if requests else None,
-            },
-            "streams": {"limit": plan.streams, "running": account.streams},
-            "tokens": {
-                "limit": limit,
-                "used": account.used,
-                "reserved": account.reserved,
-                "remaining": tokens.remaining if tokens else None,
-                "reset": round(self._until_tomorrow()),
-            },
-            "tokens_per_request": plan.tokens_per_request,
-        }
+        account, limit = self._account(principal_id), plan.tokens_per_day
+        return usage_of(
+            plan,
+            self._requests(principal_id, plan),
+            None if limit is None else self._tokens(account, limit),
+            running=account.streams,
+            used=account.used,
+            held=account.reserved,
+            reset=self._until_tomorrow(),
+        )
 
     def sweep(self) -> None:
         """Forget callers and addresses that are as if never seen."""

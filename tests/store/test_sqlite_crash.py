@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import select
@@ -26,7 +25,7 @@ from edge.store.sqlite.store import COMMIT_SECONDS, SQLiteStore
 from edge.store.sqlite.write_ahead_log import WriteAheadLog
 from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
-from shared.state import StateDir
+from tests.store.files import opened, rows
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,17 +125,6 @@ def kill_a_victim(database: Path, run: int, after: float) -> Told:
 def _read_for(descriptor: int, seconds: float) -> bytes:
     ready, _, _ = select.select([descriptor], [], [], seconds)
     return os.read(descriptor, 65536) if ready else b""
-
-
-async def opened(database: Path, **changes: object) -> SQLiteStore:
-    store = SQLiteStore(StateDir(database.parent), requests_per_minute_per_ip=None, **changes)  # type: ignore[arg-type]
-    await store.open()
-    return store
-
-
-def rows(database: Path, query: str) -> list[tuple]:
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        return connection.execute(query).fetchall()
 
 
 @pytest.mark.case("E62")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loguru import logger
 
 from edge.principals import Principal, invite_of, invited_id
 from edge.store.sqlite import invites, keys
@@ -18,6 +17,7 @@ from edge.store.sqlite.database import connect, open_for_admin
 from edge.store.sqlite.invites import Invites
 from shared.contract.errors import ApiError
 from tests import command_line
+from tests.logged import logged
 from tests.waiting import wait_until
 
 NOW = 1_800_000_000
@@ -47,11 +47,9 @@ def admin(database: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
-def logged() -> Iterator[list[str]]:
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{level} {message}", filter="edge.store.sqlite.invites")
-    yield lines
-    logger.remove(sink)
+def said() -> Iterator[list[str]]:
+    with logged("TRACE", of="edge.store.sqlite.invites") as lines:
+        yield lines
 
 
 def make(connection: Any, uses: int = 1, *, lifetime: int = DAY, name: str | None = None) -> str:
@@ -204,7 +202,7 @@ def full(connection: Any) -> None:
 
 @pytest.mark.parametrize(("fault", "code"), [(read_only, "SQLITE_READONLY"), (full, "SQLITE_FULL")])
 async def test_a_use_that_cannot_be_written_lets_nobody_in(
-    database: Path, admin: Any, logged: list[str], fault: Callable[[Any], None], code: str
+    database: Path, admin: Any, said: list[str], fault: Callable[[Any], None], code: str
 ) -> None:
     text = make(admin, 1000)
     connection = connect(database, busy_seconds=0.01)
@@ -218,7 +216,7 @@ async def test_a_use_that_cannot_be_written_lets_nobody_in(
         assert (caught.value.code, caught.value.status) == ("overloaded", 503)
         assert caught.value.__cause__ is None and caught.value.__suppress_context__
         assert used(admin) == [entered] and not connection.in_transaction
-        assert len(logged) == 1 and code in logged[0] and text not in logged[0]
+        assert len(said) == 1 and code in said[0] and text not in said[0]
     finally:
         connection.close()
 

@@ -22,21 +22,11 @@ from shared.contract.chat import Usage
 from shared.signing_keys import SigningKeys
 from shared.state import StateDir, StateError
 from tests.store.callers import IP, caller
+from tests.store.files import opened, rows
 from tests.waiting import wait_until
 
 ANY = caller()
 PLAN = Plan("test", streams=4, tokens_per_day=1000)
-
-
-async def opened(database: Path, **changes: object) -> SQLiteStore:
-    store = SQLiteStore(StateDir(database.parent), requests_per_minute_per_ip=None, **changes)  # type: ignore[arg-type]
-    await store.open()
-    return store
-
-
-def rows(database: Path, query: str) -> list[tuple]:
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        return connection.execute(query).fetchall()
 
 
 @pytest.fixture

@@ -5,12 +5,19 @@ RESP2, and nothing sent that was not asked for: a user with few rights is enough
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlsplit
 
 from redis.asyncio import ConnectionPool
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+
+_OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {"socket_timeout": None, "decode_responses": True, "protocol": 2, "driver_info": None}
+)
 
 
 def name_of(url: str) -> str:
@@ -31,12 +38,9 @@ def pool(url: str, connections: int, connect_seconds: float) -> ConnectionPool:
     return ConnectionPool.from_url(
         url,
         max_connections=connections,
-        socket_timeout=None,
         socket_connect_timeout=connect_seconds,
         retry=Retry(NoBackoff(), 0),
-        decode_responses=True,
-        protocol=2,
-        driver_info=None,
+        **_OPTIONS,
     )
 
 
@@ -45,11 +49,8 @@ def cluster(url: str, connections: int, connect_seconds: float) -> RedisCluster:
     return RedisCluster.from_url(
         url,
         max_connections=connections,
-        socket_timeout=None,
         socket_connect_timeout=connect_seconds,
         retry=Retry(NoBackoff(), 1),
         require_full_coverage=False,
-        decode_responses=True,
-        protocol=2,
-        driver_info=None,
+        **_OPTIONS,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from edge.plans import Plan
 from edge.principals import SECONDS_PER_DAY
 from edge.store.gcra import PERIOD_SECONDS
-from edge.store.ledger import Allowance, Grant
+from edge.store.ledger import Allowance, Grant, usage_of
 
 _MICROSECONDS = 1_000_000
 # As in the scripts: what sums of 60 s / limit may drift by.
@@ -55,24 +55,17 @@ class Counts:
         return _wait(self.address_ahead, per_minute)
 
     def usage(self, plan: Plan) -> dict[str, Any]:
-        """As ``Ledger.usage_today``: for each limit what it is, what is used, what is left; resets in whole seconds."""
-        requests, limit = self._requests(plan), plan.tokens_per_day
-        return {
-            "requests": {
-                "limit": plan.requests_per_minute,
-                "remaining": requests.remaining if requests else None,
-                "reset": round(requests.reset) if requests else None,
-            },
-            "streams": {"limit": plan.streams, "running": self.running},
-            "tokens": {
-                "limit": limit,
-                "used": self.used,
-                "reserved": self.held,
-                "remaining": None if limit is None else self._tokens(limit).remaining,
-                "reset": round(self.until_tomorrow),
-            },
-            "tokens_per_request": plan.tokens_per_request,
-        }
+        """As ``Ledger.usage_today``."""
+        limit = plan.tokens_per_day
+        return usage_of(
+            plan,
+            self._requests(plan),
+            None if limit is None else self._tokens(limit),
+            running=self.running,
+            used=self.used,
+            held=self.held,
+            reset=self.until_tomorrow,
+        )
 
     def _requests(self, plan: Plan) -> Allowance | None:
         limit = plan.requests_per_minute
