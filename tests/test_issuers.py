@@ -74,7 +74,7 @@ def test_doors_that_are_shut_import_nothing() -> None:
     code = (
         "import sys, edge.app; print([name for name in sys.modules if name in ('joserfc', 'httpx2', 'cryptography')"
         " or name.startswith('edge.doors.') and name.rpartition('.')[2] in"
-        " ('oidc', 'jwt', 'jwks', 'cloudflare_access', 'user_id', 'invite', 'tailnet')])"
+        " ('anonymous', 'oidc', 'jwt', 'jwks', 'cloudflare_access', 'user_id', 'invite', 'tailnet')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edge.api.audit import note
 from edge.api.caller import by_serve, caller_ip, check_origin, given_credential, user_of
 from edge.api.maintenance import closed_by_owner
-from edge.doors import anonymous, api_key
+from edge.doors import api_key
 from edge.doors.pages import Page
 from edge.principals import Principal, day_of
 from edge.services import Services
@@ -131,6 +131,8 @@ class Entrance:
         edge = self._edge
         if not edge.policy.anonymous:
             raise self._nothing_shown()
+        from edge.doors import anonymous
+
         return anonymous.enter(
             Page.read(scope["headers"]),
             ip=caller_ip(scope, edge),
