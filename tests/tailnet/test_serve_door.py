@@ -176,10 +176,13 @@ async def test_forged_headers_do_nothing_on_the_other_listeners(members: Members
     forged = {"Tailscale-User-Login": PERSON, "X-Forwarded-For": await members.phone.address()}
     for base in (PUBLIC, OPS):
         at = base.removeprefix("http://")
+        here = {**forged, "Host": at}
         for more in ({}, {"Origin": f"http://{NAME}", "X-Forwarded-Host": NAME}):
-            answer = await ask(members.house, at, "POST", "/v1/token", {**forged, **more}, json={})
+            answer = await ask(members.house, at, "POST", "/v1/token", {**here, **more}, json={})
             assert (answer.status, answer.code) == (403, "origin_not_allowed")
-        assert (await ask(members.house, at, "GET", "/v1/me", forged)).code == "missing_token"
+        assert (await ask(members.house, at, "GET", "/v1/me", here)).code == "missing_token"
+    on_ops = await ask(members.house, OPS.removeprefix("http://"), "GET", "/v1/me", forged)
+    assert (on_ops.status, on_ops.code) == (400, "invalid_request"), "its name in the tailnet is none there"
 
 
 async def test_a_page_elsewhere_gets_no_token_of_a_person(members: Members, edge: Deployed) -> None:
@@ -302,11 +305,13 @@ async def test_a_peer_that_reaches_the_ports_themselves_is_not_believed(
                 assert (answer.status, answer.code) == (403, "address_not_allowed")
                 assert "not from Tailscale Serve" in answer.json["error"]["message"]
                 for port in (8700, 8701):
-                    at = f"{await house.address()}:{port}"
-                    assert (await ask(caller, at, "GET", "/v1/me")).code == "missing_token"
-                    assert set((await ask(caller, at, "GET", "/healthz")).json) == {"status", "version"}
-                    assert (await ask(caller, at, "GET", "/metrics")).code == "not_found"
-            own = await ask(house, PUBLIC.removeprefix("http://"), "GET", "/v1/me")
+                    at, local = f"{await house.address()}:{port}", {"Host": f"127.0.0.1:{port}"}
+                    assert (await ask(caller, at, "GET", "/v1/me")).code == "invalid_request"
+                    assert (await ask(caller, at, "GET", "/v1/me", local)).code == "missing_token"
+                    assert set((await ask(caller, at, "GET", "/healthz", local)).json) == {"status", "version"}
+                    assert (await ask(caller, at, "GET", "/metrics", local)).code == "not_found"
+            here = PUBLIC.removeprefix("http://")
+            own = await ask(house, here, "GET", "/v1/me", {"Host": here})
             assert own.json["principal"]["plan"] == "owner"
             assert "nodes" in await edge.health()
     finally:
