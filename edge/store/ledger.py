@@ -56,6 +56,23 @@ class Grant:
         return found
 
 
+# No answer of any model is longer. Keeps an absurd count of a broken runtime from adding up, or overflowing a column.
+_MAX_TOKENS = 100_000_000
+
+
+def bounded(tokens: int) -> int:
+    """``tokens`` as every store counts them."""
+    return max(0, min(tokens, _MAX_TOKENS))
+
+
+def revocable(principal: Principal) -> tuple[str, int]:
+    """Id and end (Unix seconds) of the token that ``principal`` came in with. Raises ValueError for a credential that
+    is none."""
+    if principal.jti is None or principal.expires_at is None:
+        raise ValueError("Only a token is revoked this way; an API key is revoked by its name.")
+    return principal.jti, principal.expires_at
+
+
 def usage_of(
     plan: Plan,
     requests: Allowance | None,

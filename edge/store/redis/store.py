@@ -27,7 +27,7 @@ from edge.principals import Principal, address_block
 from edge.store import refusals
 from edge.store.accounts import Reservation
 from edge.store.errors import StoreError, StoreNotYet
-from edge.store.ledger import Cost, Grant
+from edge.store.ledger import Cost, Grant, bounded, revocable
 from edge.store.records import Records
 from edge.store.redis import records
 from edge.store.redis.alone import Alone, WithoutStore, cannot_count
@@ -50,8 +50,6 @@ BEAT_SECONDS = 5.0
 # What a request waits for the server's reply.
 BUDGET_SECONDS = 0.05
 _CHECK_SECONDS = 10.0
-# No answer of any model is longer. Keeps an absurd count of a broken runtime from adding up.
-_MAX_TOKENS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +173,7 @@ class RedisStore:
     async def admit(self, ip: str | None, principal: Principal, plan: Plan, cost: Cost, chat_id: str) -> Grant:
         if chat_id in self._chats:
             raise ValueError("This chat id was admitted already.")
-        tokens = _bounded(cost.tokens)
+        tokens = bounded(cost.tokens)
         question = self._question(ip, principal, plan, tokens)
         shared = self.answering  # then the server may have taken it even when no reply comes
         grant = await self._take(question, chat_id)
@@ -191,7 +189,7 @@ class RedisStore:
         return self._take_alone(ip, question) if grant is None else grant
 
     async def settle(self, chat_id: str, usage: Usage | None) -> bool:
-        tokens = 0 if usage is None else _bounded(usage.total_tokens)
+        tokens = 0 if usage is None else bounded(usage.total_tokens)
         chat = self._chats.pop(chat_id, None)
         if chat is not None:
             self._end(chat_id, chat, tokens)
@@ -210,9 +208,7 @@ class RedisStore:
         return self._records.revoked(principal)
 
     async def revoke(self, principal: Principal) -> None:
-        jti, end = principal.jti, principal.expires_at
-        if jti is None or end is None:
-            raise ValueError("Only a token is revoked this way; an API key is revoked by its name.")
+        jti, end = revocable(principal)
         self._records.tokens[jti] = end
         try:
             await self._server.call(REVOKE, jti, end)
@@ -354,7 +350,3 @@ class RedisStore:
         self._version, self._tokens_version, *found = await self._server.probe(RECORDS)
         records.fill(self._records, found)
         self._remembered.clear()  # limits may be others now, or what was used reset
-
-
-def _bounded(tokens: int) -> int:
-    return max(0, min(tokens, _MAX_TOKENS))

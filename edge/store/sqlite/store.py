@@ -21,7 +21,7 @@ from edge.plans import Plan
 from edge.principals import Principal, day_of
 from edge.store import refusals
 from edge.store.accounts import Reservation
-from edge.store.ledger import Cost, Grant
+from edge.store.ledger import Cost, Grant, bounded, revocable
 from edge.store.limits import Limits
 from edge.store.records import Records
 from edge.store.seats import Seats
@@ -49,8 +49,6 @@ _CHECKPOINT_SECONDS = 10.0
 _FAILING_SECONDS = 1.0
 # Usage of past days and invites that ended are kept for the owner to look at, five weeks of them.
 _KEEP_DAYS = 35
-# No answer of any model is longer. Keeps an absurd count of a broken runtime from overflowing the column.
-_MAX_TOKENS = 100_000_000
 
 
 class SQLiteStore:
@@ -168,7 +166,7 @@ class SQLiteStore:
     async def admit(self, ip: str | None, principal: Principal, plan: Plan, cost: Cost, chat_id: str) -> Grant:
         if chat_id in self._reservations:
             raise ValueError("This chat id was admitted already.")
-        tokens = _bounded(cost.tokens)
+        tokens = bounded(cost.tokens)
         if (error := self._refusal(ip, principal, plan, tokens)) is not None:
             raise error
         self._limits.take_request(ip, principal.id, plan)
@@ -180,7 +178,7 @@ class SQLiteStore:
         return self._limits.grant(ip, principal.id, plan)
 
     async def settle(self, chat_id: str, usage: Usage | None) -> bool:
-        return self._settle(chat_id, 0 if usage is None else _bounded(usage.total_tokens))
+        return self._settle(chat_id, 0 if usage is None else bounded(usage.total_tokens))
 
     async def charge_request(self, ip: str | None, principal: Principal, plan: Plan) -> Grant:
         if (error := self._refusal(ip, principal, plan)) is not None:
@@ -193,10 +191,9 @@ class SQLiteStore:
         return self._records.revoked(principal)
 
     async def revoke(self, principal: Principal) -> None:
-        if principal.jti is None or principal.expires_at is None:
-            raise ValueError("Only a token is revoked this way; an API key is revoked by its name.")
-        self._records.tokens[principal.jti] = principal.expires_at
-        self._journal.revoke(principal.jti, principal.expires_at)
+        jti, end = revocable(principal)
+        self._records.tokens[jti] = end
+        self._journal.revoke(jti, end)
 
     async def usage_today(self, principal: Principal, plan: Plan) -> dict[str, Any]:
         return self._limits.usage_today(principal.id, plan)
@@ -320,7 +317,3 @@ def _first_failure(works: Iterable[Callable[[], None]]) -> Exception | None:
         except Exception as error:
             failure = failure or error
     return failure
-
-
-def _bounded(tokens: int) -> int:
-    return max(0, min(tokens, _MAX_TOKENS))
