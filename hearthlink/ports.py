@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,10 @@ from contextlib import contextmanager
 from hearthlink.output import Failure
 
 HOST = "127.0.0.1"
-_TRIES = 50  # for two neighbouring free ports; the first try is nearly always good
+_TRIES = 200  # the first is nearly always good
+# Above those of well-known servers, and below those that systems give to connections and to whoever asks for any
+# (Linux from 32768, macOS from 49152): the servers bind a second after the choice, and one of these is still free then.
+_NAMED = (10_000, 32_766)
 
 
 def problem(port: int) -> OSError | None:
@@ -27,19 +31,22 @@ def problem(port: int) -> OSError | None:
 
 
 def free() -> int:
-    """A port that nobody uses at this moment."""
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        return sock.getsockname()[1]
+    """A port that nobody uses at this moment, and that the system gives to nobody who does not name it. Raises
+    Failure."""
+    return _free(1)
 
 
 def free_pair() -> int:
-    """A free port whose next one is free, too. Raises Failure."""
+    """As ``free``, and the next one is free, too. Raises Failure."""
+    return _free(2)
+
+
+def _free(neighbours: int) -> int:
     for _ in range(_TRIES):
-        port = free()
-        if port < 65535 and problem(port + 1) is None:
+        port = random.randrange(*_NAMED)
+        if all(problem(port + offset) is None for offset in range(neighbours)):
             return port
-    raise Failure("No two neighbouring ports are free on this machine. Name one with --port P.")
+    raise Failure("No free port was found on this machine. Name one with --port P.")
 
 
 def refusal(port: int, error: OSError) -> Failure:

@@ -44,7 +44,7 @@ class Process:
             )
         process = cls(module, child, log, skip)
         try:
-            await wait_until(lambda: process._listens() or child.returncode is not None, 20)
+            await wait_until(lambda: process._listens() or child.returncode is not None, 40)
             assert child.returncode is None, process.text()
         except BaseException:
             await process.kill()
@@ -108,7 +108,7 @@ class Processes:
     def ledger(self) -> LedgerRows:
         return read_ledger(self.state)
 
-    async def healthy(self, seconds: float = 10.0) -> None:
+    async def healthy(self, seconds: float = 30.0) -> None:
         """Wait until a chat can be answered."""
         async with asyncio.timeout(seconds):
             while True:
@@ -149,6 +149,8 @@ async def running_processes(
         edge = await Process.start("edge", variables, state / "edge.log")
         client = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
         processes = Processes(state, variables, key, node, edge, client)
+        # Those that a test started in their place; a process that is left makes the loop wait for it without end.
         stack.push_async_callback(lambda: processes.edge.kill())
+        stack.push_async_callback(lambda: processes.node.kill())
         await processes.healthy()
         yield processes

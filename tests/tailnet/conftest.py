@@ -4,7 +4,6 @@ are left out, which one line at the end of the run says; in continuous integrati
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,31 +11,29 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from tests.left_out import LeftOut
 from tests.tailnet import binaries
 from tests.tailnet.requirements import missing
 from tests.tailnet.tailnet import PERSON, Members, Tailnet, running_tailnet
 
-_LEFT_OUT = pytest.StashKey[str]()
+
+def _wants_tailnet(item: pytest.Item) -> bool:
+    return "tailnet" in getattr(item, "fixturenames", ())
+
+
+_LEFT_OUT = LeftOut("tests/tailnet", _wants_tailnet, missing)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what cannot run here. A skip would be a line for each of them."""
-    left_out = [item for item in items if _wants_tailnet(item)]
-    if left_out and not os.environ.get("CI") and (why := missing()):
-        items[:] = [item for item in items if not _wants_tailnet(item)]
-        config.hook.pytest_deselected(items=left_out)
-        config.stash[_LEFT_OUT] = f"Skipped {len(left_out)} tests in tests/tailnet: {why}"
+    _LEFT_OUT.choose(config, items)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if line := config.stash.get(_LEFT_OUT, ""):
-        terminalreporter.write_line(line)
+    _LEFT_OUT.tell(terminalreporter, config)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Build ahead of the tests, whose time is bounded: the first build takes minutes."""
-    wanted = any(_wants_tailnet(item) for item in session.items)
-    if wanted and not session.config.option.collectonly and not missing() and not binaries.built():
+    if _LEFT_OUT.needs_building(session, binaries.built):
         sys.stderr.write("Building tailscaled and headscale, once: this takes some minutes.\n")
         binaries.build()
 
@@ -52,13 +49,16 @@ async def tailnet(request: pytest.FixtureRequest) -> AsyncIterator[Tailnet]:
         yield tailnet
 
 
-def _wants_tailnet(item: pytest.Item) -> bool:
-    return "tailnet" in getattr(item, "fixturenames", ())
+@pytest_asyncio.fixture(loop_scope="module")
+async def members(module_members: Members) -> Members:
+    """An edge, a machine with a GPU and a person's phone, shared by the tests of a module that needs no others. Each
+    test begins when the policy's ways between them are there, whatever the one before has done to them."""
+    await module_members.edge.meets(module_members.gpu, module_members.phone)
+    return module_members
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def members(tailnet: Tailnet) -> Members:
-    """An edge, a machine with a GPU and a person's phone, shared by the tests of a module that needs no others."""
+async def module_members(tailnet: Tailnet) -> Members:
     return Members(
         *await asyncio.gather(
             tailnet.member("edge", tags=["tag:edge"]),

@@ -94,13 +94,13 @@ class Deployed:
         environ = {**self._environ, "OMP_WAIT_POLICY": "passive"}
         self._process = await self.member.machine.start(sys.executable, "-m", self.module, log=self.log, env=environ)
 
-    async def command(self, *argv: str, seconds: float = 30.0) -> str:
+    async def command(self, *argv: str, seconds: float = 60.0) -> str:
         """``hearthlink ARGV`` on this machine with these settings; its standard output."""
         return await self.member.machine.call(
             sys.executable, "-m", "hearthlink", *argv, seconds=seconds, env=self._environ, cwd=ROOT
         )
 
-    async def doctor(self, seconds: float = 30.0) -> Report:
+    async def doctor(self, seconds: float = 60.0) -> Report:
         """What ``hearthlink doctor --json`` finds on this machine."""
         out = self.log.with_suffix(".doctor")
         out.unlink(missing_ok=True)
@@ -146,7 +146,7 @@ class Deployed:
     def log_text(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    async def logged(self, text: str, seconds: float = 15.0) -> None:
+    async def logged(self, text: str, seconds: float = 30.0) -> None:
         """Wait until the log has ``text``."""
         await wait_until(lambda: text in self.log_text(), seconds, what=self.log_text)
 
@@ -157,7 +157,7 @@ class Deployed:
                 return await response.json()
         return {}
 
-    async def ready(self, seconds: float = 20.0) -> None:
+    async def ready(self, seconds: float = 60.0) -> None:
         """Wait until an edge could answer a chat."""
         said: Any = None
         try:

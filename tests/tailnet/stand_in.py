@@ -17,8 +17,8 @@ from typing import Any, Self, cast
 from aiohttp import web
 
 from shared.addresses import NODE_PORT
-from shared.contract.chat import Usage
 from shared.contract.snapshot import ChatTypeInfo, ModelInfo, NodeSnapshot
+from shared.contract.usage import Usage
 from shared.link import SUBPROTOCOL
 from shared.link.call import Call, End, Outlet
 from shared.link.hello import Hello
@@ -101,10 +101,12 @@ class StandIn:
 
     async def _answer(self, call: Call, out: Outlet) -> End:
         out.head({"content-type": "text/event-stream"})
-        for number in range(self.events):
+        number = 0
+        while number < self.events:  # which may become fewer meanwhile
             if number:
                 await asyncio.sleep(self.pause)
             delta = {"choices": [{"index": 0, "delta": {"content": f"{number} "}, "finish_reason": None}]}
             await out.data(b"data: " + json.dumps(delta).encode() + b"\n\n")
+            number += 1
         await out.data(b"data: [DONE]\n\n")
-        return End("stop", Usage(1, self.events))
+        return End("stop", Usage(1, number))

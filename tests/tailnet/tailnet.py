@@ -4,17 +4,19 @@
         edge = await tailnet.member("edge", tags=["tag:edge"])
         phone = await tailnet.member("phone", user=PERSON)
         stranger = await tailnet.bridge.machine()          # on the same network, not in the tailnet
+        await edge.meets(phone)                            # who has just joined is not known to all at once
         async with phone.machine.client() as client: ...   # calls from the phone
-        await tailnet.headscale.policy({...})              # in force for everybody within moments
+        await tailnet.policy({...})                        # in force, and known to all who run
 
 Addresses outside the tailnet are 10.99.0.x, in it 100.64.0.x and fd7a:115c:a1e0::x, names end in tail.test.
 """
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +47,17 @@ def policy(*more: dict[str, Any]) -> dict[str, Any]:
 
 
 class Tailnet:
-    def __init__(self, bridge: Bridge, headscale: Headscale, folder: Path, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, bridge: Bridge, headscale: Headscale, folder: Path, stack: AsyncExitStack, in_force: Policy
+    ) -> None:
         self.bridge = bridge
         self.headscale = headscale
         self._folder = folder
         self._stack = stack
         self._programs = build()
+        self._members: list[Member] = []
+        self._in_force = in_force
+        self._marks = 0
 
     async def machine(self, name: str, *, tags: Sequence[str] = (), user: str = "", userspace: bool = False) -> Member:
         """A machine that is to become a member: no tailscaled runs yet."""
@@ -67,7 +74,23 @@ class Tailnet:
             userspace=userspace,
         )
         self._stack.push_async_callback(member.kill)
+        self._members.append(member)
         return member
+
+    async def policy(self, policy: Mapping[str, Any]) -> None:
+        """Put ``policy`` in force and wait until every machine that runs knows it. headscale says that it has read a
+        policy before it has told the machines. It tells them one change after the other, of a policy first what it says
+        about the machine itself and then the rest; so the policy comes with a mark for everybody that no program reads,
+        twice: who has the second has all that came with the first."""
+        if policy == self._in_force:
+            return
+        self._in_force = policy
+        for _ in range(2):
+            self._marks += 1
+            mark = f"hearthlink.internal/mark-{self._marks}"
+            marked = {"target": ["*"], "attr": [mark]}
+            await self.headscale.policy({**policy, "nodeAttrs": [*policy.get("nodeAttrs", ()), marked]})
+            await asyncio.gather(*(member.has(mark) for member in self._members if member.started))
 
     async def member(self, name: str, *, tags: Sequence[str] = (), user: str = "", userspace: bool = False) -> Member:
         """A machine that is in the tailnet, until the tailnet ends."""
@@ -93,10 +116,11 @@ async def running_tailnet(first: Policy | None = None) -> AsyncIterator[Tailnet]
     folder = _folder()
     try:
         async with bridge() as network, AsyncExitStack() as stack:
+            begun = first or policy()
             headscale = await stack.enter_async_context(
-                running_headscale(build().headscale, folder / "headscale", network.hub, first or policy())
+                running_headscale(build().headscale, folder / "headscale", network.hub, begun)
             )
-            yield Tailnet(network, headscale, folder, stack)
+            yield Tailnet(network, headscale, folder, stack, begun)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -29,6 +29,7 @@ def _measured(bench: Bench, edge: Member, node: Member) -> Result:
 async def test_events_of_the_pair_pass_both_tailscaleds(tailnet: Tailnet, tmp_path: Path) -> None:
     edge = await tailnet.member("edge", tags=["tag:edge"])
     node = await tailnet.member("gpu", tags=["tag:gpu"])
+    await edge.meets(node)
     bench = Bench(tmp_path, Cpus.shared(), upstream_port=0, upstream_pid=os.getpid(), quick=True)
     sent_before = await _sent(node)
     result = await asyncio.to_thread(_measured, bench, edge, node)

@@ -4,6 +4,7 @@ thing that breaks between them is named, with what mends it."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -15,6 +16,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from shared.addresses import NODE_PORT
+from shared.tailscale.client import LocalClient
+from shared.tailscale.errors import NotAnswering
+from shared.tailscale.nodes import Path as PathKind
 from tests.tailnet.deployed import Deployed, Report, edge_on, node_on
 from tests.tailnet.member import Member
 from tests.tailnet.tailnet import Tailnet, policy
@@ -30,8 +35,15 @@ class Members:
     gpu: Member
 
 
+@pytest_asyncio.fixture(loop_scope="module")
+async def members(module_members: Members) -> Members:
+    """Each test begins when they can call each other, whatever the one before has done to them."""
+    await module_members.edge.meets(module_members.gpu)
+    return module_members
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def members(tailnet: Tailnet) -> Members:
+async def module_members(tailnet: Tailnet) -> Members:
     return Members(
         *await asyncio.gather(tailnet.member("edge", tags=["tag:edge"]), tailnet.member("gpu", tags=["tag:gpu"]))
     )
@@ -89,9 +101,11 @@ async def test_a_path_without_udp_is_relayed(members: Members, tmp_path: Path) -
         await edge_machine.lose_udp_to(gpu_machine)
         await gpu_machine.lose_udp_to(edge_machine)
         try:
-            await edge.ready(60)
+            await edge.ready()
             # tailscaled trusts a direct path for some seconds after its last answer.
-            await asyncio.sleep(8)
+            async with LocalClient(str(members.edge.socket)) as client, asyncio.timeout(_SOON):
+                while not await relayed(client, await members.gpu.address()):  # noqa: ASYNC110 - no event tells of it
+                    await asyncio.sleep(0.2)
             report = await edge.doctor()
         finally:
             await edge_machine.deliver_udp_to(gpu_machine)
@@ -99,6 +113,13 @@ async def test_a_path_without_udp_is_relayed(members: Members, tmp_path: Path) -
     path = report.line("tailnet", "path")
     assert path["state"] == "warning" and "relayed (DERP" in path["text"], report
     assert report.status == 1 and report.line("edge", "stream")["state"] == "ok", report
+
+
+async def relayed(client: LocalClient, address: str) -> bool:
+    try:
+        return (await client.ping(address, seconds=2)).path is PathKind.RELAYED
+    except NotAnswering:
+        return False
 
 
 async def test_a_wrong_token(members: Members, tmp_path: Path) -> None:
@@ -125,7 +146,7 @@ async def test_a_policy_that_closes_the_port(tailnet: Tailnet, members: Members,
     """The grant that is missing is printed as it is written, and does mend it."""
     ssh_only = policy()
     ssh_only["grants"][0] = {"src": ["tag:edge"], "dst": ["tag:gpu"], "ip": ["tcp:22"]}
-    await tailnet.headscale.policy(ssh_only)
+    await tailnet.policy(ssh_only)
     try:
         async with deployed(members, tmp_path) as (edge, node):
             await until(edge, "policy_blocks")
@@ -133,16 +154,17 @@ async def test_a_policy_that_closes_the_port(tailnet: Tailnet, members: Members,
             line = assert_broken_by(at_edge, "policy does not allow")
             assert line["where"] == "in the tailnet's policy"
             assert at_node.line("tailnet", "dropped")["state"] == "warning", at_node
-            await tailnet.headscale.policy(policy(json.loads(line["mend"])))
-            await edge.ready(60)
+            await tailnet.policy(policy(json.loads(line["mend"])))
+            await edge.ready()
     finally:
-        await tailnet.headscale.policy(policy())
+        await tailnet.policy(policy())
 
 
 async def test_a_machine_that_the_node_does_not_admit(tailnet: Tailnet, members: Members, tmp_path: Path) -> None:
     """The port is open, and the caller has neither the tag nor the grant."""
     laptop = await tailnet.member("laptop", tags=["tag:gpu"])
-    await tailnet.headscale.policy(policy({"src": ["tag:gpu"], "dst": ["tag:gpu"], "ip": ["tcp:8001"]}))
+    await tailnet.policy(policy({"src": ["tag:gpu"], "dst": ["tag:gpu"], "ip": ["tcp:8001"]}))
+    await laptop.meets(members.gpu)
     try:
         async with (
             node_on(members.gpu, tmp_path),
@@ -151,7 +173,7 @@ async def test_a_machine_that_the_node_does_not_admit(tailnet: Tailnet, members:
             await until(edge, "machine_refused")
             line = assert_broken_by(await edge.doctor(), "does not admit this machine")
     finally:
-        await tailnet.headscale.policy(policy())
+        await tailnet.policy(policy())
     assert json.loads(line["mend"])["app"] and line["where"] == "in the tailnet's policy"
 
 
@@ -199,12 +221,12 @@ async def test_serve_that_leads_to_the_edge(members: Members, tmp_path: Path) ->
 async def test_a_port_that_somebody_opens_to_the_network(members: Members, tmp_path: Path) -> None:
     """Such as a container that publishes the node's port: told with the address that it is reached at."""
     outside = members.gpu.machine.address
-    publish = ("-m", "http.server", "8001", "--bind", outside, "--directory", str(tmp_path))
+    publish = ("-m", "http.server", str(NODE_PORT), "--bind", outside, "--directory", str(tmp_path))
     async with node_on(members.gpu, tmp_path) as node:
         await node.logged("node listens on")
         program = await members.gpu.machine.start(sys.executable, *publish, log=tmp_path / "publish.log")
         try:
-            await asyncio.sleep(1)
+            await listens(members.gpu, outside)
             report = await node.doctor()
         finally:
             program.kill()
@@ -212,6 +234,16 @@ async def test_a_port_that_somebody_opens_to_the_network(members: Members, tmp_p
     line = report.line("node", "exposed")
     assert (report.status, line["state"]) == (2, "broken") and f"{outside} (eth0)" in line["text"], report
     assert line["mend"] == "sudo ufw deny in on eth0 to any port 8001 proto tcp"
+
+
+async def listens(member: Member, address: str) -> None:
+    """Wait until something does at the node's port of ``address``."""
+    async with asyncio.timeout(_SOON):
+        while True:
+            with member.machine.socket() as sock, contextlib.suppress(ConnectionRefusedError):
+                sock.setblocking(False)
+                return await asyncio.get_running_loop().sock_connect(sock, (address, NODE_PORT))
+            await asyncio.sleep(0.05)
 
 
 async def test_without_an_edge_the_doctor_dials_itself(members: Members, tmp_path: Path) -> None:

@@ -34,7 +34,12 @@ ANOTHER_PORT: dict[str, Any] = {
     **policy(),
     "grants": [{"src": ["tag:edge"], "dst": ["tag:gpu"], "ip": ["tcp:22"]}],
 }
-NOTHING: dict[str, Any] = {**policy(), "grants": []}
+# Both see a person's machine and not each other. To a machine that is to see nobody at all, the control server sends a
+# list without entries when it connects anew, and tailscaled takes that for no change.
+HIDDEN: dict[str, Any] = {
+    **policy(),
+    "grants": [{"src": ["tag:edge", "tag:gpu"], "dst": [f"{PERSON}@"], "ip": ["tcp:22"]}],
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,15 @@ class Members:
         return self.edge if name == "edge" else self.gpu
 
 
+@pytest_asyncio.fixture(loop_scope="module")
+async def members(module_members: Members) -> Members:
+    """Each test begins when they can call each other, whatever the one before has done to them."""
+    await module_members.edge.meets(module_members.gpu)
+    return module_members
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def members(tailnet: Tailnet) -> Members:
+async def module_members(tailnet: Tailnet) -> Members:
     return Members(
         *await asyncio.gather(
             tailnet.member("edge", tags=["tag:edge"]),
@@ -83,15 +95,15 @@ class Front:
         return row
 
     async def caused(self, cause: str, *parts: str, seconds: float = NOTICED) -> None:
-        """Wait for a cause; its sentence has ``parts``, and stands in the log as well."""
-        row = await self.says(lambda row: row.get("cause") == cause, seconds)
-        for part in parts:
-            assert part in row["reason"]
+        """Wait for a cause whose sentence has ``parts``; it stands in the log as well."""
+        row = await self.says(
+            lambda row: row.get("cause") == cause and all(part in row["reason"] for part in parts), seconds
+        )
         await self.edge.logged(json.dumps(f"node x: {row['reason']}"))
 
     async def known(self) -> None:
         """A running edge hears of a new key within a second."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(NOTICED):
             while True:
                 async with self._client.get(f"{PUBLIC}/v1/me", headers=self._headers) as response:
                     if response.status == 200:
@@ -117,14 +129,23 @@ class Front:
         except TimeoutError:
             raise AssertionError(f"no answer within {seconds} s: {said}\n{self.edge.log_text()[-4000:]}") from None
 
-    async def stream(self) -> bytes:
-        """A chat that goes on meanwhile; all that came."""
-        received = b""
-        with contextlib.suppress(aiohttp.ClientError):
-            async with self._open() as response:
-                async for part in response.content.iter_any():
-                    received += part
-        return received
+    async def begun(self) -> asyncio.Task[bytes]:
+        """A chat of which something has come, and that goes on; the task gives all that came."""
+        first = asyncio.Event()
+
+        async def read() -> bytes:
+            received = b""
+            with contextlib.suppress(aiohttp.ClientError):
+                async with self._open() as response:
+                    async for part in response.content.iter_any():
+                        received += part
+                        first.set()
+            return received
+
+        reading = asyncio.create_task(read())
+        async with asyncio.timeout(NOTICED):
+            await first.wait()
+        return reading
 
     def _open(self) -> Any:
         body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -159,7 +180,7 @@ async def test_a_node_is_found(members: Members, tmp_path: Path, by: str, name: 
     gpu = members.gpu
     node = {"name": "gpu", "tag": "tag:gpu"}.get(by) or await gpu.address(6 if "6" in by else 4)
     async with StandIn(gpu), front(members.edge, tmp_path, {"x": {"node": node}}) as made:
-        row = await made.node(name)
+        row = await made.says(lambda row: row["tailnet"]["rtt_ms"], name=name)
         assert (row["connected"], row["ready"], row["reason"], row["cause"]) == (True, True, "", None)
         address = node if "address" in by else await gpu.address()
         assert row["url"] == (f"ws://[{address}]:8001/link" if ":" in address else f"ws://{address}:8001/link")
@@ -198,7 +219,7 @@ async def test_a_tailscaled_that_starts_after_the_edge_is_found(members: Members
         await members.edge.kill()
         await made.caused("tailscaled_down")
         await members.edge.start(TS_DEBUG_BACKEND_DELAY_SEC="3")
-        await members.edge.wait()
+        await members.edge.meets(members.gpu)
         await made.known()
         await made.answered()
 
@@ -207,6 +228,7 @@ async def test_an_edge_in_userspace_networking_needs_the_proxy_of_its_tailscaled
     tailnet: Tailnet, members: Members, tmp_path: Path
 ) -> None:
     user = await tailnet.member("user", tags=["tag:edge"], userspace=True)
+    await user.meets(members.gpu)
     async with StandIn(members.gpu) as node:
         async with front(user, tmp_path, BY_NAME, ready=False) as made:
             await made.caused("other", "userspace networking", "--outbound-http-proxy-listen=", "tailscale.proxy")
@@ -240,35 +262,38 @@ async def test_a_wrong_token(members: Members, tmp_path: Path) -> None:
 async def test_a_machine_that_the_node_does_not_admit(tailnet: Tailnet, members: Members, tmp_path: Path) -> None:
     """The policy lets a person's machine through to the port, and gives it no capability."""
     phone = await tailnet.member("phone", user=PERSON)
-    await tailnet.headscale.policy(policy({"src": [f"{PERSON}@"], "dst": ["tag:gpu"], "ip": ["tcp:8001"]}))
+    await tailnet.policy(policy({"src": [f"{PERSON}@"], "dst": ["tag:gpu"], "ip": ["tcp:8001"]}))
     try:
         async with node_on(members.gpu, tmp_path), front(phone, tmp_path, BY_NAME, ready=False) as made:
             await made.caused("machine_refused", "does not admit this machine", "tag:edge")
     finally:
-        await tailnet.headscale.policy(policy())
+        await tailnet.policy(policy())
         await phone.kill()
 
 
 async def test_a_policy_without_the_port(tailnet: Tailnet, members: Members, tmp_path: Path) -> None:
-    await tailnet.headscale.policy(ANOTHER_PORT)
+    await tailnet.policy(ANOTHER_PORT)
     try:
         async with StandIn(members.gpu), front(members.edge, tmp_path, BY_NAME, ready=False) as made:
             await made.caused("policy_blocks", "gpu.tail.test answers", "port 8001", "policy", "grant")
-            await tailnet.headscale.policy(policy())
+            await tailnet.policy(policy())
             await made.says(lambda row: row.get("ready"), PROMISED)
     finally:
-        await tailnet.headscale.policy(policy())
+        await tailnet.policy(policy())
 
 
 async def test_a_policy_that_hides_the_machine(tailnet: Tailnet, members: Members, tmp_path: Path) -> None:
+    phone = await tailnet.member("visible", user=PERSON)
     try:
         async with StandIn(members.gpu), front(members.edge, tmp_path, BY_NAME) as made:
-            await tailnet.headscale.policy(NOTHING)
+            await tailnet.policy(HIDDEN)
             await made.caused("policy_blocks", "not visible any more", "tcp:8001")
-            await tailnet.headscale.policy(policy())
+            await tailnet.policy(policy())
+            await members.edge.meets(members.gpu)
             await made.answered()
     finally:
-        await tailnet.headscale.policy(policy())
+        await tailnet.policy(policy())
+        await phone.kill()
 
 
 async def test_no_such_machine(members: Members, tmp_path: Path) -> None:
@@ -288,11 +313,13 @@ async def test_a_machine_that_is_gone(members: Members, tmp_path: Path, how: str
             if "down" not in how:
                 await gpu.start()
             await gpu.up()
+        await members.edge.meets(gpu)
         await made.answered()
 
 
 async def test_a_node_whose_key_has_expired(tailnet: Tailnet, members: Members, tmp_path: Path) -> None:
     old = await tailnet.member("old", tags=["tag:gpu"])
+    await members.edge.meets(old)
     async with StandIn(old), front(members.edge, tmp_path, {"x": {"node": "old"}}) as made:
         await tailnet.headscale.cli("nodes", "expire", "-i", await tailnet.headscale.node_id(await old.address()))
         await made.caused("key_expired", "key of old.tail.test", "--force-reauth")
@@ -308,7 +335,7 @@ async def test_an_edge_without_its_tailscaled(members: Members, tmp_path: Path) 
             assert "tailscaled" in (await made.edge.health())["tailnet"]["reason"]
         finally:
             await edge.start()
-            await edge.wait()
+        await edge.meets(members.gpu)
         await made.answered()
 
 
@@ -323,6 +350,7 @@ async def test_an_edge_that_is_logged_out(tailnet: Tailnet, members: Members, tm
         finally:
             await headscale.cli("nodes", "delete", "-i", old, "--force")
             await edge.login()
+        await edge.meets(members.gpu)
         await made.answered()
 
 
@@ -332,12 +360,12 @@ async def test_an_edge_that_is_logged_out(tailnet: Tailnet, members: Members, tm
 @pytest.mark.parametrize("side", ["edge", "gpu"])
 async def test_down_and_up_mid_stream(members: Members, tmp_path: Path, side: str) -> None:
     member = members.side(side)
-    async with StandIn(members.gpu, events=100, pause=0.1) as node, front(members.edge, tmp_path, BY_NAME) as made:
-        stream = asyncio.create_task(made.stream())
-        await asyncio.sleep(1)
+    async with StandIn(members.gpu, events=1000, pause=0.1) as node, front(members.edge, tmp_path, BY_NAME) as made:
+        stream = await made.begun()
         await member.down()
         await asyncio.sleep(2)
         await member.up()
+        await members.edge.meets(members.gpu)
         node.events = 3
         await made.answered()
         assert ended(await stream)
@@ -346,11 +374,11 @@ async def test_down_and_up_mid_stream(members: Members, tmp_path: Path, side: st
 @pytest.mark.parametrize("side", ["edge", "gpu"])
 async def test_another_address_mid_stream(members: Members, tmp_path: Path, side: str) -> None:
     member, before = members.side(side), await members.side(side).address()
-    async with StandIn(members.gpu, events=300, pause=0.1) as node, front(members.edge, tmp_path, BY_NAME) as made:
-        stream = asyncio.create_task(made.stream())
-        await asyncio.sleep(1)
+    async with StandIn(members.gpu, events=1000, pause=0.1) as node, front(members.edge, tmp_path, BY_NAME) as made:
+        stream = await made.begun()
         await member.login_anew()
         assert await member.address() != before
+        await members.edge.meets(members.gpu)
         node.events = 3
         await made.answered()
         assert ended(await stream)
@@ -360,13 +388,12 @@ async def test_another_address_mid_stream(members: Members, tmp_path: Path, side
 @pytest.mark.parametrize("side", ["edge", "gpu"])
 async def test_tailscaled_is_killed_and_starts_again_mid_stream(members: Members, tmp_path: Path, side: str) -> None:
     member = members.side(side)
-    async with StandIn(members.gpu, events=100, pause=0.1) as node, front(members.edge, tmp_path, BY_NAME) as made:
-        stream = asyncio.create_task(made.stream())
-        await asyncio.sleep(1)
+    async with StandIn(members.gpu, events=1000, pause=0.1) as node, front(members.edge, tmp_path, BY_NAME) as made:
+        stream = await made.begun()
         await member.kill()
         await asyncio.sleep(1)
         await member.start()
-        await member.wait()
+        await members.edge.meets(members.gpu)
         node.events = 3
         await made.answered()
         assert ended(await stream)

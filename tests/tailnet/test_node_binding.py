@@ -20,7 +20,7 @@ import pytest_asyncio
 
 from shared.tls import client_context
 from tests.certificates import Authority
-from tests.fake_scripts import normal, text
+from tests.fake_scripts import Speaking, normal
 from tests.tailnet.deployed import NODE_TOKEN, Deployed, node_on
 from tests.tailnet.member import Member
 from tests.tailnet.namespaces import Namespace
@@ -35,8 +35,6 @@ _PROMISED = 10.0
 # Seconds of one attempt to call, and of those things that the control server tells at its leisure.
 _ATTEMPT = 3.0
 _SOON = 30.0
-# An answer of so many words, a tenth of a second each, lasts longer than anything that happens to it here.
-_WORDS = 150
 _NO_RUNTIME = {"kind": "openai", "url": "http://127.0.0.1:9"}
 
 
@@ -51,14 +49,27 @@ async def gpu(tailnet: Tailnet) -> Member:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def runtime(gpu: Member) -> AsyncIterator[RuntimeOn]:
-    async with RuntimeOn(gpu.machine, normal(_WORDS, 0.1)) as runtime:
+async def module_runtime(gpu: Member) -> AsyncIterator[RuntimeOn]:
+    async with RuntimeOn(gpu.machine, normal()) as runtime:
         yield runtime
 
 
+@pytest.fixture
+def answers() -> Speaking:
+    return Speaking(0.1)
+
+
+@pytest.fixture
+def runtime(module_runtime: RuntimeOn, answers: Speaking) -> RuntimeOn:
+    """Its answers last until ``answers`` are enough."""
+    module_runtime.script = answers.script
+    return module_runtime
+
+
 @pytest_asyncio.fixture(loop_scope="module")
-async def node(gpu: Member, runtime: RuntimeOn, tmp_path: Path) -> AsyncIterator[Deployed]:
-    """On ``gpu``, in front of ``runtime``, and ready to be called."""
+async def node(edge: Member, gpu: Member, runtime: RuntimeOn, tmp_path: Path) -> AsyncIterator[Deployed]:
+    """On ``gpu``, in front of ``runtime``, and ready to be called by ``edge``."""
+    await edge.meets(gpu)
     async with node_on(gpu, tmp_path, runtime=runtime.settings) as node:
         await _health(node, lambda health: health["status"] == "ok")
         yield node
@@ -193,7 +204,7 @@ async def test_a_neighbour_that_routes_here_gets_nothing(tailnet: Tailnet, gpu: 
     with stranger.socket() as sock:
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(_ATTEMPT):
+        async with asyncio.timeout(_SOON):
             await loop.sock_connect(sock, (address, 8001))
             with contextlib.suppress(ConnectionError):
                 await loop.sock_sendall(sock, b"GET /livez HTTP/1.1\r\nHost: gpu\r\n\r\n")
@@ -201,17 +212,21 @@ async def test_a_neighbour_that_routes_here_gets_nothing(tailnet: Tailnet, gpu: 
     await node.logged(f"dropped a connection from {stranger.address}")
 
 
-async def test_an_answer_goes_on_across_down_and_up(edge: Member, gpu: Member, node: Deployed) -> None:
+async def test_an_answer_goes_on_across_down_and_up(
+    edge: Member, gpu: Member, node: Deployed, answers: Speaking
+) -> None:
     address = await gpu.address()
     await _answered(edge, address, _SOON)
     async with _reading(edge.machine, address) as reading:
         await gpu.down()
         await _reason(node, "Tailscale is stopped")
         await gpu.up()
+        await edge.meets(gpu)
         await _answered(edge, address)
         await _health(node, lambda health: health["status"] == "ok")
+        answers.enough.set()
         async with asyncio.timeout(_SOON):
-            assert await reading == text(_WORDS), "every word of it, over the connection that was there before"
+            assert [await reading] == answers.said, "every word of it, over the connection that was there before"
     assert node.log_text().count("Tailscale is stopped") == 1
     assert node.log_text().count("node listens on") == 2, "the sockets stayed"
 
@@ -221,14 +236,15 @@ async def test_it_moves_to_a_new_address(edge: Member, gpu: Member, node: Deploy
     await gpu.login_anew()
     new = await gpu.address()
     assert new != old
+    await edge.meets(gpu)
     await _answered(edge, new)
-    health = await _health(node, lambda health: health["status"] == "ok")
-    assert health["tailnet"]["addresses"] == [new, await gpu.address(6)]
-    assert f"node listens no more on http://{old}:8001" in node.log_text()
+    now = [new, await gpu.address(6)]
+    await _health(node, lambda health: health["status"] == "ok" and health["tailnet"]["addresses"] == now)
+    await node.logged(f"node listens no more on http://{old}:8001")
 
 
 async def test_an_answer_goes_on_when_tailscaled_is_killed_and_started_again(
-    edge: Member, gpu: Member, node: Deployed
+    edge: Member, gpu: Member, node: Deployed, answers: Speaking
 ) -> None:
     address = await gpu.address()
     await _answered(edge, address, _SOON)
@@ -237,10 +253,12 @@ async def test_an_answer_goes_on_when_tailscaled_is_killed_and_started_again(
         said = await _reason(node, str(gpu.socket))
         assert said["tailnet"]["state"] is None
         await gpu.start()
+        await edge.meets(gpu)
         await _answered(edge, address)
         await _health(node, lambda health: health["status"] == "ok")
+        answers.enough.set()
         async with asyncio.timeout(_SOON):
-            assert await reading == text(_WORDS)
+            assert [await reading] == answers.said
 
 
 async def test_it_says_that_the_login_is_gone(tailnet: Tailnet, edge: Member, gpu: Member, node: Deployed) -> None:
@@ -249,6 +267,7 @@ async def test_it_says_that_the_login_is_gone(tailnet: Tailnet, edge: Member, gp
     said = await _reason(node, "not logged in")
     assert said["tailnet"]["state"] == "NeedsLogin"
     await _join_again(tailnet, gpu, number)
+    await edge.meets(gpu)
     await _answered(edge, await gpu.address())
 
 
@@ -257,6 +276,7 @@ async def test_it_says_that_the_key_has_expired(tailnet: Tailnet, edge: Member, 
     await tailnet.headscale.cli("nodes", "expire", "-i", number, "--force")
     await _reason(node, "key of this machine in the tailnet has expired")
     await _join_again(tailnet, gpu, number)
+    await edge.meets(gpu)
     await _answered(edge, await gpu.address())
 
 
@@ -274,11 +294,11 @@ async def test_it_starts_before_tailscaled(tailnet: Tailnet, edge: Member, tmp_p
         await late.start()
         await _reason(node, "not logged in")
         await late.login()
+        await edge.meets(late)
         await _answered(edge, await late.address())
-        assert node.log_text().count("node listens on") == 2
+        await wait_until(lambda: node.log_text().count("node listens on") == 2, _SOON, what=node.log_text)
         assert await node.stop() == 0
-    await late.tailscale("logout")
-    await late.kill()
+    await late.leave()
 
 
 async def test_an_interface_that_is_not_tailscales_wants_certificates(
@@ -312,7 +332,7 @@ async def test_an_interface_that_is_not_tailscales_wants_certificates(
 
 
 async def test_answers_go_on_while_their_interface_changes_its_addresses(
-    tailnet: Tailnet, gpu: Member, runtime: RuntimeOn, tmp_path: Path
+    tailnet: Tailnet, gpu: Member, runtime: RuntimeOn, answers: Speaking, tmp_path: Path
 ) -> None:
     """Of two addresses one goes and comes back, and the node leaves its socket there and makes another. The answer at
     the other address notices nothing; the answer at this one waits for the address and loses no word."""
@@ -333,8 +353,9 @@ async def test_answers_go_on_while_their_interface_changes_its_addresses(
                 await gpu.machine.call(*change[0], "add", *change[1])
                 again = f"node listens on https://{moves}:8001"
                 await wait_until(lambda: node.log_text().count(again) == 2, _PROMISED, what=node.log_text)
+                answers.enough.set()
                 async with asyncio.timeout(_SOON):
-                    assert [await one, await other] == [text(_WORDS), text(_WORDS)]
+                    assert sorted([await one, await other]) == sorted(answers.said)
         finally:
             await gpu.machine.call(*change[0], "del", *change[1])
 
@@ -344,11 +365,11 @@ async def test_it_is_called_through_userspace_networking(tailnet: Tailnet, edge:
     found a tailscaled that answers."""
     member = await tailnet.member("userspace", tags=["tag:gpu"], userspace=True)
     async with node_on(member, tmp_path, listen="auto", runtime=_NO_RUNTIME) as node:
+        await edge.meets(member)
         await _answered(edge, await member.address(), _SOON)
         health = await _health(node, lambda health: not health["tailnet"]["reason"])
         assert health["tailnet"]["userspace"] is True
         assert health["tailnet"]["addresses"][0] == await member.address()
         assert node.log_text().count("userspace networking") == 1
         assert await _connect(member.machine, member.machine.address) == errno.ECONNREFUSED
-    await member.tailscale("logout")
-    await member.kill()
+    await member.leave()

@@ -26,8 +26,6 @@ _SETTINGS = TailscaleSettings()
 _PORTS = (22, 80, 443, 8001, 8700)  # something listens on all of them, everywhere
 # Seconds. What the policy drops is never answered; what it lets through is, in milliseconds over a path that is used.
 _DROPPED = 3.0
-# For members that have just joined to learn of each other.
-_SOON = 30.0
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,7 @@ async def members(tailnet: Tailnet) -> AsyncIterator[Members]:
                 sock = listening.enter_context(member.machine.socket())
                 sock.bind(("0.0.0.0", port))
                 sock.listen()
-        for here, there, port in ((edge, gpu, 8001), (tester, edge, 80), (owner, edge, 80)):
-            await connected(here, there, port)
+        await edge.meets(gpu, tester, owner)
         yield Members(edge, gpu, tester, owner)
 
 
@@ -98,10 +95,11 @@ async def test_its_tests_refuse_to_lose_a_way(
 
 async def test_who_reaches_what(members: Members) -> None:
     edge, gpu, tester, owner = members.edge, members.gpu, members.tester, members.owner
-    for here, there, ports in ((edge, gpu, {8001}), (tester, edge, {80, 443}), (owner, edge, {80, 443})):
-        assert await reaches(here, there) == ports, f"{here.name} to {there.name}"
-    for here, there in ((gpu, edge), (tester, gpu), (owner, gpu), (edge, tester), (owner, tester)):
-        assert await reaches(here, there) == set(), f"{here.name} to {there.name}"
+    allowed = {(edge, gpu): {8001}, (tester, edge): {80, 443}, (owner, edge): {80, 443}}
+    ways = [*allowed, (gpu, edge), (tester, gpu), (owner, gpu), (edge, tester), (owner, tester)]
+    found = await asyncio.gather(*(reaches(here, there) for here, there in ways))
+    for way, ports in zip(ways, found, strict=True):
+        assert ports == allowed.get(way, set()), " to ".join(member.name for member in way)
 
 
 async def test_the_node_learns_that_the_edge_may_call(members: Members) -> None:
@@ -125,14 +123,6 @@ async def seen_by(here: Member, other: Member) -> WhoIs:
         found = await client.whois(await other.address())
     assert found is not None
     return found
-
-
-async def connected(here: Member, there: Member, port: int) -> None:
-    """Wait until each knows of the other and there is a path, over which nothing is lost from then on."""
-    address = await there.address()
-    async with asyncio.timeout(_SOON):
-        while not await connects(here, address, port):  # noqa: ASYNC110 - no event tells of it
-            await asyncio.sleep(0.1)
 
 
 async def reaches(here: Member, there: Member) -> set[int]:

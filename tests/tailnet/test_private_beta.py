@@ -57,6 +57,7 @@ async def beta(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> As
     upstreams = {"gpu": {"node": written["edge"]["upstreams"]["gpu"]["node"]}}
     async with node_on(gpu, folder) as node, edge_on(edge, folder, upstreams, plans=written["plans"]) as front:
         await front.ready(40)
+        await edge.meets(tester, owner)
         served = json.loads(await front.command("setup", "tailnet", "--json"))
         host = served["url"].removeprefix("http://").rstrip("/")
         yield Beta(front, node, tester, owner, served["url"], host, await edge.address())

@@ -58,14 +58,14 @@ class Members:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def members(tailnet: Tailnet) -> Members:
-    return Members(
-        *await asyncio.gather(
-            tailnet.member("edge", tags=["tag:edge"]),
-            tailnet.member("phone", user=PERSON),
-            tailnet.member("other", user=OTHER),
-            tailnet.member("gpu", tags=["tag:gpu"]),
-        )
+    house, phone, other, gpu = await asyncio.gather(
+        tailnet.member("edge", tags=["tag:edge"]),
+        tailnet.member("phone", user=PERSON),
+        tailnet.member("other", user=OTHER),
+        tailnet.member("gpu", tags=["tag:gpu"]),
     )
+    await house.meets(phone, other, gpu)
+    return Members(house, phone, other, gpu)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -199,17 +199,17 @@ async def test_a_change_of_the_policy_holds_from_the_next_token_on(
     tailnet: Tailnet, members: Members, edge: Deployed
 ) -> None:
     before = (await mint(members.phone, members.house)).json
-    await tailnet.headscale.policy(allowing(BETA, {"plan": "owner", "roles": ["admin"]}))
+    await tailnet.policy(allowing(BETA, {"plan": "owner", "roles": ["admin"]}))
     try:
         both = await until_minted(members.phone, members.house, "owner", lambda a: a.json["principal"]["plan"])
         assert set(both.json["limits"].values()) == {None}, "what one grant gives, another does not take away"
         bearer = {"Authorization": f"Bearer {both.json['token']}"}
         me = await ask(members.phone, await members.house.address(), "GET", "/v1/me", bearer)
         assert me.json["scopes"] == ["chat", "admin"]
-        await tailnet.headscale.policy(allowing())
+        await tailnet.policy(allowing())
         await until_minted(members.phone, members.house, 403, lambda a: a.status)
     finally:
-        await tailnet.headscale.policy(POLICY)
+        await tailnet.policy(POLICY)
     after = await until_minted(members.phone, members.house, 200, lambda a: a.status)
     assert after.json["principal"] == before["principal"]
 
@@ -248,7 +248,7 @@ async def test_without_tailscaled_nobody_is_let_in_and_then_again(members: Membe
         assert (await ask(members.house, PUBLIC.removeprefix("http://"), "GET", "/v1/me", bearer)).status == 200
     finally:
         await members.house.start()
-        await members.house.wait()
+        await members.house.meets(members.phone, members.other, members.gpu)
     assert (await mint(members.phone, members.house)).status == 200
 
 
@@ -292,7 +292,8 @@ async def test_a_peer_that_reaches_the_ports_themselves_is_not_believed(
             await edge.logged("Tailscale Serve may call at http://127.0.0.1:8702")
             await edge.command("setup", "tailnet")
             named = {"Host": "userspace.tail.test", "Origin": "http://userspace.tail.test"}
-            answer = await until_reached(members.phone, house, named)
+            await house.meets(members.phone, members.other, members.gpu)
+            answer = await mint(members.phone, house, named)
             assert answer.status == 200, answer.json
             forged = {
                 **named,
@@ -315,15 +316,4 @@ async def test_a_peer_that_reaches_the_ports_themselves_is_not_believed(
             assert own.json["principal"]["plan"] == "owner"
             assert "nodes" in await edge.health()
     finally:
-        await house.tailscale("logout")
-        await house.kill()
-
-
-async def until_reached(caller: Member, house: Member, headers: Mapping[str, str]) -> Answer:
-    """A machine that has just joined is not known to all at once."""
-    async with asyncio.timeout(_SOON):
-        while True:
-            try:
-                return await mint(caller, house, headers)
-            except OSError:
-                await asyncio.sleep(0.2)
+        await house.leave()

@@ -107,7 +107,10 @@ class Front:
 
 
 @asynccontextmanager
-async def front(edge: Member, folder: Path, upstreams: Mapping[str, Any]) -> AsyncIterator[Front]:
+async def front(
+    edge: Member, nodes: tuple[Machine, Machine], folder: Path, upstreams: Mapping[str, Any]
+) -> AsyncIterator[Front]:
+    await edge.meets(*(node.member for node in nodes))
     async with edge_on(edge, folder, upstreams) as process:
         made = Front(process, process.key())
         await process.ready()
@@ -129,7 +132,7 @@ async def unplugged(machine: Machine) -> AsyncIterator[None]:
 async def test_the_lowest_priority_is_asked_unless_its_machine_is_gone(
     edge: Member, first: Machine, second: Machine, tmp_path: Path
 ) -> None:
-    async with front(edge, tmp_path, _BY_PRIORITY) as made:
+    async with front(edge, (first, second), tmp_path, _BY_PRIORITY) as made:
         await made.ready("first", "second")
         for _ in range(3):
             assert await made.answer() == first.answer
@@ -143,7 +146,7 @@ async def test_the_lowest_priority_is_asked_unless_its_machine_is_gone(
 async def test_behind_a_tag_one_answers_for_the_other(
     edge: Member, first: Machine, second: Machine, tmp_path: Path
 ) -> None:
-    async with front(edge, tmp_path, {"any": {"node": "tag:gpu"}}) as made:
+    async with front(edge, (first, second), tmp_path, {"any": {"node": "tag:gpu"}}) as made:
         await made.ready("any/gpu-1", "any/gpu-2")
         for one, other in ((first, second), (second, first)):
             await one.member.down()

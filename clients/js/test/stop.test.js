@@ -21,8 +21,8 @@ for (const [name, stop] of Object.entries({
     for await (const _ of chat) chat.cancel()
   },
   'cancel() from elsewhere': async (chat) => {
-    setTimeout(() => chat.cancel(), 20)
-    for await (const _ of chat);
+    let timer
+    for await (const _ of chat) timer ??= setTimeout(() => chat.cancel(), 20)
   },
   break: async (chat) => {
     for await (const _ of chat) break
@@ -43,7 +43,7 @@ for (const [name, stop] of Object.entries({
     const chat = ask(server)
     await assert.rejects(stop(chat), { name: 'UserAbortError' })
     assert.equal(chat.status, 'cancelled')
-    await until(() => server.chats[0].left && stops(server).length)
+    await until(() => server.chats[0]?.left && stops(server).length)
     assert.equal(stops(server)[0].headers.authorization, 'Bearer key')
     await assert.rejects(chat.final(), { name: 'UserAbortError', code: 'aborted', partial: /^ab*$/ })
     chat.cancel()
