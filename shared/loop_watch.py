@@ -49,6 +49,7 @@ class LoopWatch:
         if now < self._next_line:
             self._unsaid += 1
             return
-        more = f", and {self._unsaid} more times since the last such line" if self._unsaid else ""
+        times = "1 more time" if self._unsaid == 1 else f"{self._unsaid} more times"
+        more = f", and {times} since the last such line" if self._unsaid else ""
         logger.warning("the event loop stood still for {:.0f} ms{}: all callers waited", seconds * 1000, more)
         self._next_line, self._unsaid = now + _QUIET, 0

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, PrivateAttr, SecretStr, ValidationError, 
 from shared import model_names, settings_schema
 from shared.settings_edge import EdgeSettings, UpstreamSettings
 from shared.settings_fields import named
+from shared.settings_models import ConversationSettings, ModelSettings
 from shared.settings_node import NodeSettings, RuntimeSettings
 from shared.settings_sections import AuditSettings, LogSettings, PlanSettings, Section, TailscaleSettings, TlsSettings
 from shared.settings_sources import (
@@ -33,8 +34,10 @@ from shared.settings_sources import (
 
 __all__ = [
     "AuditSettings",
+    "ConversationSettings",
     "EdgeSettings",
     "LogSettings",
+    "ModelSettings",
     "NodeSettings",
     "PlanSettings",
     "RuntimeSettings",
@@ -197,6 +200,7 @@ def _resolve_paths(layers: Layers, file: Path | None) -> None:
 def _lm_studio(layers: Layers, url: str) -> None:
     """LM Studio's own variable stands in for ``node.runtime.kind`` and ``url`` where nobody set them."""
     kind, place = ("node", "runtime", "kind"), ("node", "runtime", "url")
-    if layers.entries.get(kind, Entry("openai", "")).value == "openai" and place not in layers.entries:
-        layers.put(kind, "openai", layers.entries[kind].origin if kind in layers.entries else "env LM_STUDIO_BASE_URL")
+    wanted = layers.entries.get(kind, Entry("openai", ""))
+    if wanted.value in ("openai", "lm-studio") and place not in layers.entries:
+        layers.put(kind, wanted.value, wanted.origin or "env LM_STUDIO_BASE_URL")
         layers.put(place, url, "env LM_STUDIO_BASE_URL")

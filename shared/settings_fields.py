@@ -111,6 +111,7 @@ ApiKey = Annotated[SecretStr, AfterValidator(_header_text)]
 SigningKey = Annotated[SecretStr, AfterValidator(_signing_key)]
 AnyPath = Annotated[Path, BeforeValidator(_filled), AfterValidator(_absolute)]
 Model = Annotated[Path | str, BeforeValidator(_model)]
+ModelName = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f]{1,256}$")]
 FromText = BeforeValidator(_list)
 Texts = Annotated[list[str], FromText]
 Limit = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_unlimited)]

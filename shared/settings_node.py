@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from shared import addresses
-from shared.settings_fields import AnyPath, ApiKey, Bearer, FromText, Model, Seconds
+from shared.settings_fields import AnyPath, ApiKey, Bearer, FromText, Model, ModelName, Seconds
+from shared.settings_models import ConversationSettings, ModelSettings
 from shared.settings_sections import DAY, Section, TlsSettings
 
 NODE_PORT = addresses.NODE_PORT
@@ -23,9 +24,10 @@ def _node_listen(text: str) -> str:
 class RuntimeSettings(Section):
     """``[node.runtime]``: what computes the answers."""
 
-    kind: Literal["auto", "embedded", "openai"] = Field(
+    kind: Literal["auto", "embedded", "openai", "lm-studio", "llama.cpp", "vllm", "ollama", "sglang"] = Field(
         default="auto",
-        description="`embedded`: llama.cpp. `openai`: a server at `url`. `auto`: one found here, else `embedded`.",
+        description="`embedded`: llama.cpp in the node. `openai`: any server at `url`. The others: that server, without"
+        " `url` where it is by default. `auto`: one found here, else `embedded`.",
     )
     allow_remote_runtime: bool = Field(
         default=False, description="Whether `url` may be another machine, which then sees the prompts."
@@ -33,7 +35,7 @@ class RuntimeSettings(Section):
     url: str | None = Field(
         default=None,
         validate_default=True,
-        description="The server of `openai`, with or without `/v1`. `LM_STUDIO_BASE_URL` is read when this is not set.",
+        description="The server, with or without `/v1`. `LM_STUDIO_BASE_URL` is read when this is not set.",
     )
     key: ApiKey | None = Field(default=None, description="What that server wants as `Authorization: Bearer`.")
     model: Model | None = Field(
@@ -61,6 +63,10 @@ class RuntimeSettings(Section):
         le=1024,
         description="Threads of `embedded`. Without it, one per core, less one of four and more.",
     )
+    models: AnyPath | None = Field(
+        default=None,
+        description="A folder of GGUF files that `embedded` loads when they are named. Without it, those pulled.",
+    )
 
     @field_validator("url")
     @classmethod
@@ -85,11 +91,16 @@ class RuntimeSettings(Section):
 
     @property
     def embedded(self) -> bool:
-        """Whether the node loads ``model``: told to, or given a model and no server. ``auto`` with neither looks around
-        first."""
-        if self.kind != "embedded" and self.url is not None:
-            return False
-        return self.kind == "embedded" or "model" in self.model_fields_set
+        """Whether the node loads models itself: told to, or given a model or a folder of them and no server. ``auto``
+        with neither looks around first."""
+        return self.kind == "embedded" or (
+            self.kind == "auto" and self.url is None and not self.model_fields_set.isdisjoint(("model", "models"))
+        )
+
+    @property
+    def own_model(self) -> Path | str | None:
+        """The model of ``embedded``; the one that came along is for those who brought none."""
+        return self.model if self.models is None or "model" in self.model_fields_set else None
 
 
 class NodeSettings(Section):
@@ -132,9 +143,30 @@ class NodeSettings(Section):
         le=1_000_000,
         description="The longest answer of this node, whatever plan and chat type allow.",
     )
+    idle_unload: Seconds | None = Field(
+        default=None, gt=0, le=DAY, description="A model that nobody used for so long is unloaded. Without it, never."
+    )
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
+    models: dict[ModelName, ModelSettings] = Field(default_factory=dict)
+    conversations: ConversationSettings = Field(default_factory=ConversationSettings)
 
     tls: TlsSettings = Field(default_factory=TlsSettings, validate_default=True)
+
+    @field_validator("models")
+    @classmethod
+    def _clear_names(cls, models: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
+        """Else it would depend on who is asked, node or edge, which model a name means."""
+        meant: dict[str, str] = {}
+        for name, model in models.items():
+            for alias in model.aliases:
+                if alias == "default" or alias.startswith("chat:"):
+                    what = "the default model" if alias == "default" else "a chat type"
+                    raise ValueError(f'has the alias "{alias}" for "{name}", which means {what}: choose another name')
+                if meant.setdefault(alias, name) != name:
+                    raise ValueError(
+                        f'has the alias "{alias}" for "{meant[alias]}" and for "{name}": leave it with one of them'
+                    )
+        return models
 
     @field_validator("tls")
     @classmethod

@@ -120,7 +120,13 @@ def _from_http(raised: HTTPException, scope: Scope) -> ApiError:
         if allow := (raised.headers or {}).get("Allow"):
             error.extra_headers.append((b"allow", allow.encode()))
         return error
-    return ApiError("not_found", "There is no such route. The API begins at /v1/, see docs/api.md.")
+    return no_such_route(scope)
+
+
+def no_such_route(scope: Scope) -> ApiError:
+    """What whoever asks for a path that is none here is told, or is none for them."""
+    begins = "" if scope["path"].startswith("/v1/") else " The API begins at /v1/."
+    return ApiError("not_found", f"There is no such route.{begins} docs/api.md lists those there are.")
 
 
 def plain_http(app: App) -> App:

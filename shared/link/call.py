@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
+from shared.contract.operation import OPERATIONS, Operation
 from shared.contract.surface import SURFACES, Surface
+from shared.contract.usage import Usage
 from shared.link.frames import FrameError
 
 
@@ -20,16 +21,24 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
+    def told(self, usage: Usage) -> None:
+        """Take what a runtime says. Of what was said and read, 0 means that it does not count: LM Studio tells no other
+        usage of embeddings (lmstudio-bug-tracker #1546)."""
+        self.prompt_tokens = usage.prompt_tokens or self.prompt_tokens
+        self.completion_tokens = usage.completion_tokens or self.completion_tokens
+
     def usage(self) -> Usage:
         return Usage(self.prompt_tokens, self.completion_tokens)
 
 
 @dataclass(slots=True)
 class Call:
-    """``principal`` is opaque. ``deadline`` is in the receiver's monotonic seconds; on the wire it is what remains.
-    ``max_tokens`` is the caller's plan's cap on one answer."""
+    """``surface`` is what is asked for: an answer, or an operation. ``principal`` is opaque. ``deadline`` is in the
+    receiver's monotonic seconds; on the wire it is what remains. ``max_tokens`` is the caller's plan's cap on one
+    answer. ``path`` holds the parameters of the route's path and query. ``admin``: whoever brought the call over the
+    link or HTTP may administer the node; the receiver knows, and it is never on the wire."""
 
-    surface: Surface
+    surface: Surface | Operation
     body: bytes
     chat_id: str
     request_id: str
@@ -37,6 +46,8 @@ class Call:
     stream: bool
     deadline: float
     max_tokens: int | None = None
+    path: Mapping[str, str] = field(default_factory=dict)
+    admin: bool = False
     tally: Tally = field(default_factory=Tally)
 
     def to_wire(self, now: float) -> dict[str, Any]:
@@ -48,12 +59,15 @@ class Call:
             "stream": self.stream,
             "deadline_ms": max(0, int((self.deadline - now) * 1000)),
             "max_tokens": self.max_tokens,
+            "path": dict(self.path),
         }
 
     @classmethod
     def from_wire(cls, head: Mapping[str, Any], body: bytes, now: float) -> Call:
         """Raises FrameError for a head that no edge of this contract writes, ApiError for a surface of a newer one."""
-        if (surface := SURFACES.get(str(head.get("surface", "")))) is None:
+        name = str(head.get("surface", ""))
+        surface = SURFACES.get(name) or OPERATIONS.get(name)
+        if surface is None:
             raise ApiError("not_supported", "The node is older than the edge and has no such route. Upgrade the node.")
         try:
             max_tokens = head.get("max_tokens")
@@ -66,6 +80,7 @@ class Call:
                 stream=bool(head["stream"]),
                 deadline=now + int(head["deadline_ms"]) / 1000,
                 max_tokens=None if max_tokens is None else int(max_tokens),
+                path={str(name): str(value) for name, value in dict(head.get("path") or {}).items()},
             )
         except (KeyError, TypeError, ValueError, OverflowError):
             raise FrameError("an OPEN head lacks a field or holds a wrong one") from None

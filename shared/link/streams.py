@@ -19,6 +19,9 @@ _CREDIT_STEP = INITIAL_CREDIT // 4
 # One event may overdraw the credit (design §3.8), and so may the few NOTEs before the first; more than this unread
 # means a peer that ignores flow control.
 _OVERDRAFT = frames.MAX_CONTENT_BYTES + (64 << 10)
+# Of one header's value, as HTTP servers and proxies take it. Longer ones are cut: a HEAD over a frame's limit would
+# close the link of everybody.
+_MAX_VALUE = 8 << 10
 
 Send = Callable[[bytes], None]
 
@@ -171,7 +174,8 @@ class Responder:
         self._waiter: asyncio.Future[None] | None = None
 
     def head(self, headers: Mapping[str, str]) -> None:
-        self._send(self.stream, frames.pack_json(self.stream, Kind.HEAD, {"headers": dict(headers)}))
+        short = {name: value[:_MAX_VALUE] for name, value in headers.items()}
+        self._send(self.stream, frames.pack_json(self.stream, Kind.HEAD, {"headers": short}))
 
     def note(self, payload: bytes) -> None:
         self._credit -= len(payload)  # some hundred bytes: it may overdraw, it need not wait
@@ -182,7 +186,7 @@ class Responder:
             self._credit -= len(payload)
             self._send(self.stream, frames.pack(self.stream, Kind.DATA, payload))
             return
-        for piece in _cut(payload):
+        for piece in cut(payload):
             if len(piece) > frames.MAX_CONTENT_BYTES:
                 raise ApiError("upstream_invalid", "The model runtime sent an event over 1 MiB.")
             while self._credit <= 0:
@@ -206,9 +210,9 @@ class Responder:
             self._waiter.set_result(None)
 
 
-def _cut(payload: bytes) -> Iterator[bytes]:
+def cut(payload: bytes) -> Iterator[bytes]:
     """Pieces of about MAX_DATA_BYTES that end where an event ends; one larger event stays whole up to a frame's
-    limit."""
+    limit. ``Responder.data`` sends each of them whole or not at all."""
     at = 0
     while at < len(payload):
         blank = payload.rfind(b"\n\n", at, at + frames.MAX_DATA_BYTES)
