@@ -1,17 +1,18 @@
-"""What the node needs from a model runtime, whichever it is.
+"""What the node needs from a model runtime, whichever it is: the words that its parts share.
 
-    Runtime.start() ──> supervision or probing in the background, ``on_change()`` whenever ``status()`` changed
-    Runtime.chat()  ──> one streamed answer, as the bytes the runtime sent; leaving the block stops the generation
+    Runtime.start()  ──> supervision or probing in the background, ``on_change()`` whenever ``status()`` changed
+    Runtime.stream() ──> one streamed answer, as the bytes the runtime sent; leaving the block stops the generation
+    Runtime.load()   ──> a model into memory, where the runtime has a way
 
 No type of an HTTP client leaks past this seam.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from shared.contract.errors import ApiError
 from shared.contract.snapshot import ModelInfo, RuntimeState
@@ -19,29 +20,79 @@ from shared.contract.snapshot import ModelInfo, RuntimeState
 # What a runtime is assumed to answer at once when it does not say: llama.cpp and LM Studio both default to 4.
 DEFAULT_SLOTS = 4
 
+# The runtime's own routes that an inference may go to; the first three speak OpenAI, ``messages`` Anthropic.
+Api = Literal["chat", "completions", "embeddings", "responses", "messages", "rerank"]
+
+# What a request may set, in the names of this project, which are OpenAI's where OpenAI has the parameter. A runtime
+# maps them to its own; one that it has no way for is left out, and the caller is told.
+PARAMETERS = (
+    "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "stop", "seed",
+    "logit_bias", "logprobs", "top_logprobs", "response_format", "tools", "tool_choice", "parallel_tool_calls",
+    "reasoning_effort", "echo", "suffix",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
-class Generation:
-    """One answer to make: everything a runtime may be told, and nothing else. ``None`` leaves it to the runtime.
+class Inference:
+    """One thing to compute: everything a runtime may be told, and nothing else.
 
-    ``messages`` are {"role", "content"} with special tokens already neutralised; ``model`` is an id of
-    ``RuntimeStatus.models``; ``max_tokens`` counts the answer only.
+    ``content`` is what it is asked, in the words of ``api`` ({"messages": [...]}, {"prompt": "..."}, {"input": [...]}),
+    special tokens already neutralised. ``parameters`` has names of ``PARAMETERS`` and no None: what is not there is
+    left to the runtime. ``model`` is an id of ``RuntimeStatus.models``. ``max_tokens`` counts the answer only, 0 where
+    there is none to count. ``slot`` is the runtime's slot that holds this caller's prefix, where one can be chosen.
     """
 
-    messages: list[dict[str, str]]
+    api: Api
     model: str
-    max_tokens: int
-    temperature: float | None = None
-    top_p: float | None = None
-    stop: list[str] | None = None
-    seed: int | None = None
+    content: Mapping[str, Any]
+    max_tokens: int = 0
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    slot: int | None = None
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """Of a chat; [] for what has none."""
+        return self.content.get("messages", [])
+
+    def at(self, slot: int) -> Inference:
+        """The same, for that slot of the runtime."""
+        return Inference(self.api, self.model, self.content, self.max_tokens, self.parameters, slot)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadConfig:
+    """How a model is to be loaded; None leaves it to the runtime. ``context_length`` in tokens; ``gpu_ratio`` 0 to 1
+    of the layers, ``gpu_layers`` a number of them."""
+
+    context_length: int | None = None
+    gpu_ratio: float | None = None
+    gpu_layers: int | None = None
+    cpu_threads: int | None = None
+    rope_frequency_base: float | None = None
+    rope_frequency_scale: float | None = None
+
+    def given(self) -> dict[str, float]:
+        """What is not None, by name."""
+        return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What became of a load. ``applied`` and ``ignored`` are names of ``LoadConfig`` that were given; ``workflow`` says
+    how a person does what is in ``ignored``, one sentence per step, [] when nothing is."""
+
+    applied: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    workflow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeStatus:
     """State of the runtime at one moment. ``reason`` is a sentence for people whenever ``state`` is not "ready".
 
-    ``models`` may be answered with now (the default first); ``slots`` answers run at once.
+    ``models`` may be named in a request now, the default first, whatever their own ``state``: naming one that is not in
+    memory has it loaded. ``slots`` inferences run at once, of all models that have no ``slots`` of their own. ``apis``
+    are the routes that the runtime has, ``parameters`` those of ``PARAMETERS`` that have an effect.
     """
 
     state: RuntimeState
@@ -49,6 +100,8 @@ class RuntimeStatus:
     models: tuple[ModelInfo, ...] = field(default=())
     default_model: str = ""
     slots: int = DEFAULT_SLOTS
+    apis: frozenset[Api] = frozenset({"chat"})
+    parameters: frozenset[str] = frozenset(PARAMETERS)
 
     def model(self, name: str) -> ModelInfo | None:
         return next((model for model in self.models if model.id == name), None)
@@ -71,7 +124,7 @@ def require_model(status: RuntimeStatus, name: str) -> ModelInfo:
 
 
 class RuntimeStream(Protocol):
-    """The SSE body of one answer. Owned by the ``chat()`` block it came from."""
+    """The SSE body of one answer. Owned by the ``stream()`` block it came from."""
 
     @property
     def content_type(self) -> str: ...
@@ -102,7 +155,17 @@ class Runtime(Protocol):
 
     @property
     def special_tokens(self) -> frozenset[str]:
-        """Control tokens of the loaded model as far as the runtime tells; empty when it does not."""
+        """Control tokens of the loaded models as far as the runtime tells; empty when it does not."""
+        ...
+
+    @property
+    def can_load(self) -> bool:
+        """Whether ``load`` and ``unload`` do anything: a model that is not in memory is loaded by naming it."""
+        ...
+
+    @property
+    def evicts(self) -> bool:
+        """Whether the runtime itself makes room for a model that is loaded; else whoever loads unloads first."""
         ...
 
     def status(self) -> RuntimeStatus:
@@ -117,16 +180,46 @@ class Runtime(Protocol):
         """Stop everything that ``start()`` began; idempotent. Running streams break."""
         ...
 
-    def chat(self, generation: Generation, request_id: str) -> AbstractAsyncContextManager[RuntimeStream]:
-        """Ask for one streamed answer.
+    def stream(self, inference: Inference, request_id: str) -> AbstractAsyncContextManager[RuntimeStream]:
+        """Ask for one streamed answer (chat, completions, responses, messages).
 
         Entering awaits the head of the response; the caller owns the deadline. Raises ApiError: ``node_unavailable``,
         ``model_loading``, ``model_not_found``, ``context_length_exceeded``, ``overloaded``, ``invalid_request``,
-        ``runtime_error``, ``upstream_invalid``. Leaving closes the socket at once unless the body was read to its end.
+        ``runtime_error``, ``upstream_invalid``, ``not_supported``. Leaving closes the socket at once unless the body
+        was read to its end.
         """
         ...
 
-    async def count_prompt(self, generation: Generation) -> int | None:
-        """Tokens of the prompt that the runtime would make of ``generation``, as its own check of the context counts
-        them; None when it does not tell. Needs no slot, and takes seconds at most."""
+    async def ask(self, inference: Inference, request_id: str) -> dict[str, Any]:
+        """Ask for what comes as one JSON object (embeddings, rerank), as the runtime gave it. Cancelling closes the
+        socket. Raises ApiError as ``stream``."""
+        ...
+
+    async def count_prompt(self, inference: Inference) -> int | None:
+        """Tokens of the prompt that the runtime would make of a chat, as its own check of the context counts them;
+        None when it does not tell. Needs no slot, and takes seconds at most."""
+        ...
+
+    async def check(self, model: str) -> None:
+        """Look whether ``model`` could be loaded, as far as that shows without loading it: asked before anything makes
+        room for it, and of a name that ``status()`` does not have, which it may have afterwards. Raises ApiError
+        ``model_not_found``, ``runtime_error``."""
+        ...
+
+    async def load(self, model: str, config: LoadConfig, tell: Callable[[float | None], None]) -> Loaded:
+        """Get ``model`` (an id of ``status().models``) into memory; one that is there with this configuration stays as
+        it is, and there is never a second instance. ``tell`` hears the progress, 0 to 1, None while it is not known.
+
+        Whoever calls it takes care that no other load or unload runs and, unless ``evicts``, that there is room.
+        Cancelling gives up waiting. Raises ApiError ``model_not_found``, ``not_supported``, ``runtime_error``,
+        ``node_unavailable``; what was in memory before is still there then, or again.
+        """
+        ...
+
+    async def unload(self, model: str) -> None:
+        """Take ``model`` out of memory; one that is not there is no mistake. Its streams break. Raises as ``load``."""
+        ...
+
+    def stand_down(self) -> None:
+        """Load nothing any more that nobody asks for, such as the model of the start that is not there yet."""
         ...

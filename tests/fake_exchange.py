@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from tests.waiting import HANGS
+
 if TYPE_CHECKING:
     from tests.fake_runtime import FakeRuntime
 
@@ -52,7 +54,7 @@ class Exchange:
             return {}
         return value if isinstance(value, dict) else {}
 
-    async def peer_left(self, within: float = 5.0) -> float:
+    async def peer_left(self, within: float = HANGS) -> float:
         """Wait until the peer closed its connection during this exchange; the moment it was seen."""
         async with asyncio.timeout(within):
             await self._left.wait()

@@ -6,9 +6,10 @@ when its peer left, how many connections and streams were open.
     async with FakeRuntime("slow") as runtime:
         ...                                     # point a node at runtime.url
         exchange = await runtime.chat(0)        # the first chat request, as soon as it is there
-        left = time.monotonic()
+        left = Stopwatch()
         ...                                     # the client leaves
-        assert await exchange.peer_left() - left < 0.1
+        await exchange.peer_left()
+        assert left.seconds < 0.1
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Self, cast
 from tests.fake_exchange import CHAT, Connection, Exchange
 from tests.fake_presets import PRESETS
 from tests.fake_scripts import Script
+from tests.waiting import HANGS
 
 __all__ = ["CHAT", "Exchange", "FakeRuntime"]
 
@@ -34,10 +36,11 @@ class FakeRuntime:
     """An async context manager: a live server on a free loopback port; ``url`` has no path and no slash at its end.
 
     ``script`` (settable at any time) answers chat requests, see ``Choice``. The other routes follow the attributes:
-    ``models`` (ids; empty = none loaded), ``loading`` (everything says 503 as llama.cpp does), ``key`` (bearer token
-    asked for), ``routes`` (path → JSON, or (status, JSON)), and with ``server_header = "llama.cpp"`` also ``/props``
-    and ``/slots`` (``slots`` of ``context`` tokens). Leaving the context resets what is open and raises the first
-    error a script made.
+    ``models`` (ids; empty = none loaded), ``loading`` (503, as llama.cpp says it; its list of models is there all the
+    same, their ``meta`` null: runtimes §2.1, §2.2), ``key`` (bearer token asked for), ``routes`` (path → JSON,
+    (status, JSON), or a script), and with ``server_header = "llama.cpp"`` also
+    ``/props`` and ``/slots`` (``slots`` of ``context`` tokens). Leaving the context resets what is open and raises the
+    first error a script made.
     """
 
     def __init__(
@@ -105,16 +108,22 @@ class FakeRuntime:
     def open_connections(self) -> int:
         return len(self.connections)
 
-    async def chat(self, index: int, within: float = 5.0) -> Exchange:
+    async def cut(self, model: str) -> None:
+        """As when the process of ``model`` ends: its answers under way are reset."""
+        for exchange in self.chats:
+            if exchange.outcome == "running" and exchange.json.get("model") == model:
+                await exchange.reset()
+
+    async def chat(self, index: int, within: float = HANGS) -> Exchange:
         """The chat request with this number, waiting until it has arrived."""
         await self.until(lambda: len(self.chats) > index, within)
         return self.chats[index]
 
-    async def idle(self, within: float = 5.0) -> None:
+    async def idle(self, within: float = HANGS) -> None:
         """Wait until no chat request is being answered."""
         await self.until(lambda: self.active_streams == 0, within)
 
-    async def until(self, condition: Callable[[], bool], within: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], bool], within: float = HANGS) -> None:
         """Wait until ``condition`` holds, looked at after every change here. Raises AssertionError with the state."""
         try:
             async with asyncio.timeout(within):
@@ -136,12 +145,14 @@ class FakeRuntime:
             self.active_streams += 1
             self.peak_streams = max(self.peak_streams, self.active_streams)
         self.changed()
-        if self.loading:
+        if self.loading and not (self.server_header == "llama.cpp" and exchange.path == "/v1/models"):
             await PRESETS["loading"](exchange)
         elif self.key and exchange.path != "/health" and exchange.headers.get("authorization") != f"Bearer {self.key}":
             await PRESETS["llamacpp_unauthorized"](exchange)
         elif exchange.is_chat:
             await self._script_for(exchange)(exchange)
+        elif callable(script := self.routes.get(exchange.path)):
+            await cast(Script, script)(exchange)
         else:
             await exchange.respond(*self._route(exchange.path))
 
@@ -180,4 +191,5 @@ class FakeRuntime:
 
     def _model(self, name: str) -> dict[str, Any]:
         owner = "llamacpp" if self.server_header == "llama.cpp" else "fake"
-        return {"id": name, "object": "model", "created": 1, "owned_by": owner, "meta": {"n_ctx": self.context}}
+        meta = None if self.loading else {"n_ctx": self.context}
+        return {"id": name, "object": "model", "created": 1, "owned_by": owner, "meta": meta}

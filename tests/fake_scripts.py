@@ -93,6 +93,30 @@ def normal(n: int = 5, delay: float = 0.0, *, usage: Any = "counted", prefill: f
     return script
 
 
+class Speaking:
+    """An answer that goes on for as long as a test needs it: ``script`` says a word every ``delay`` seconds until
+    ``enough`` is set, and then comes to a good end. ``said`` are the whole texts of the answers that did."""
+
+    def __init__(self, delay: float) -> None:
+        self.enough = asyncio.Event()
+        self.said: list[str] = []
+        self._delay = delay
+
+    async def script(self, exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.send(role_chunk())
+        said = ""
+        for word in itertools.cycle(_WORDS):
+            await exchange.send(chunk({"content": word}))
+            said += word
+            if self.enough.is_set():
+                break
+            await asyncio.sleep(self._delay)
+        self.said.append(said)
+        await exchange.send(chunk({}, "stop") + DONE)
+        await exchange.end_stream()
+
+
 def saying(content: str, size: int = 8, delay: float = 0.0, *, whole: bool = True) -> Script:
     """A good answer with this text, ``size`` characters an event, ``delay`` seconds before each; unless it is ``whole``
     it has no end."""

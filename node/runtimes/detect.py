@@ -8,25 +8,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
-from node.runtimes.base import Generation, Runtime, RuntimeStatus, RuntimeStream, require_model
-from node.runtimes.readiness import choose_status
-from node.runtimes.servers import GENERIC, Surveyor
+from node.runtime import Inference, LoadConfig, Loaded, Runtime, RuntimeStatus, RuntimeStream, require_model
+from node.runtimes.client import Client
+from node.runtimes.dialect import Dialect
+from node.runtimes.dialects import DIALECTS, recognise
+from node.runtimes.readiness import choose_status, problem_of
 from node.runtimes.transport import Transport
 
-# Default ports, in the order of preference when several answer: LM Studio, llama.cpp (new and old), vLLM, SGLang,
-# Ollama, Docker Model Runner. mlx_lm shares 8080.
-PLACES = (
-    "http://127.0.0.1:1234/v1",
-    "http://127.0.0.1:9931/v1",
-    "http://127.0.0.1:8080/v1",
-    "http://127.0.0.1:8000/v1",
-    "http://127.0.0.1:30000/v1",
-    "http://127.0.0.1:11434/v1",
-    "http://127.0.0.1:12434/engines/v1",
-)
-PROBE_SECONDS = 0.5
+PLACES = tuple(place for dialect in DIALECTS for place in dialect.places)
+PROBE_SECONDS = 0.5  # for all questions to one of them
 
 
 async def find(own_ports: Collection[int] = (), places: Collection[str] = PLACES) -> str | None:
@@ -44,11 +37,18 @@ async def find(own_ports: Collection[int] = (), places: Collection[str] = PLACES
 async def _has_model(transport: Transport, base: str) -> bool:
     try:
         async with asyncio.timeout(PROBE_SECONDS):
-            survey = await Surveyor(transport, base, {}, PROBE_SECONDS).look()
+            client = Client(transport, base, {}, PROBE_SECONDS)
+            reply = await client.ask(f"{base}/models")
+            kind = await recognise(client, reply)
+            if kind is Dialect or problem_of(reply, base):
+                return False
+            dialect = kind(client)
+            survey = await dialect.survey(reply.payload.get("data") or [])
     except Exception:  # nobody there, too slow, or something that only looks like a runtime
         return False
-    known = survey.server != GENERIC or base.endswith("/engines/v1")
-    return known and bool(survey.loaded) and choose_status(survey, base).state == "ready"
+    status = choose_status(survey, dialect, base)
+    default = status.model(status.default_model) if status.state == "ready" else None
+    return default is not None and default.in_memory and default.kind == "chat"
 
 
 class AutoRuntime:
@@ -69,6 +69,7 @@ class AutoRuntime:
         self._own_ports = own_ports
         self._places = places
         self._chosen: Runtime | None = None
+        self._stood_down = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -78,6 +79,14 @@ class AutoRuntime:
     @property
     def special_tokens(self) -> frozenset[str]:
         return self._chosen.special_tokens if self._chosen is not None else frozenset()
+
+    @property
+    def can_load(self) -> bool:
+        return self._chosen is not None and self._chosen.can_load
+
+    @property
+    def evicts(self) -> bool:
+        return self._chosen is None or self._chosen.evicts
 
     def status(self) -> RuntimeStatus:
         if self._chosen is not None:
@@ -96,19 +105,42 @@ class AutoRuntime:
             await self._chosen.close()
 
     @asynccontextmanager
-    async def chat(self, generation: Generation, request_id: str) -> AsyncIterator[RuntimeStream]:
-        if self._chosen is None:
-            require_model(self.status(), generation.model)
-            return
-        async with self._chosen.chat(generation, request_id) as stream:
+    async def stream(self, inference: Inference, request_id: str) -> AsyncIterator[RuntimeStream]:
+        async with self._require(inference.model).stream(inference, request_id) as stream:
             yield stream
 
-    async def count_prompt(self, generation: Generation) -> int | None:
-        return await self._chosen.count_prompt(generation) if self._chosen is not None else None
+    async def ask(self, inference: Inference, request_id: str) -> dict[str, Any]:
+        return await self._require(inference.model).ask(inference, request_id)
+
+    async def check(self, model: str) -> None:
+        if self._chosen is not None:
+            await self._chosen.check(model)
+
+    async def load(self, model: str, config: LoadConfig, tell: Callable[[float | None], None]) -> Loaded:
+        return await self._require(model).load(model, config, tell)
+
+    async def unload(self, model: str) -> None:
+        await self._require(model).unload(model)
+
+    def stand_down(self) -> None:
+        self._stood_down = True
+        if self._chosen is not None:
+            self._chosen.stand_down()
+
+    async def count_prompt(self, inference: Inference) -> int | None:
+        return await self._chosen.count_prompt(inference) if self._chosen is not None else None
+
+    def _require(self, model: str) -> Runtime:
+        if self._chosen is None:
+            require_model(self.status(), model)
+            raise AssertionError("nothing is ready while nothing is chosen")
+        return self._chosen
 
     async def _choose(self, on_change: Callable[[], None]) -> None:
         url = await find(self._own_ports, self._places)
         chosen = self._server(url) if url is not None else self._embedded()
+        if self._stood_down:
+            chosen.stand_down()
         await chosen.start(on_change)
         self._chosen = chosen
         on_change()

@@ -1,226 +1,299 @@
-"""llama.cpp inside the node: a supervised child process with a GGUF, spoken to over loopback HTTP."""
+"""llama.cpp inside the node: each model in memory is a supervised child process, spoken to over loopback HTTP."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from node.runtimes import cpu
-from node.runtimes.base import DEFAULT_SLOTS, Generation, RuntimeStatus, RuntimeStream, require_model
-from node.runtimes.gguf import Header, NotGGUFError
-from node.runtimes.llama_child import Order
-from node.runtimes.llama_process import COMMAND, ChildFailed, LlamaProcess
-from node.runtimes.model_file import read_model
-from node.runtimes.prompt_size import count_prompt
-from node.runtimes.request_body import request_body
-from node.runtimes.servers import Surveyor
+from loguru import logger
+
+from node.runtime import Inference, LoadConfig, Loaded, RuntimeStatus, RuntimeStream, require_model
+from node.runtimes.dialect import names_of
+from node.runtimes.embedded_status import APIS, TEXT, info_of, kind_of, require_api, state_of, what_is_missing
+from node.runtimes.llama_cpp import LlamaCpp
+from node.runtimes.llama_instance import FILE_POLL_SECONDS, PROGRESS_SECONDS, FileProblem, LlamaInstance, read_whole
+from node.runtimes.llama_order import Habits, outcome
+from node.runtimes.llama_process import COMMAND, ChildFailed
+from node.runtimes.model_folder import ModelFile, ModelFolder, model_id
 from node.runtimes.transport import Transport
 from node.runtimes.watched import Watched
 from shared.contract.errors import ApiError
-from shared.contract.snapshot import RuntimeState
-from shared.model_names import title
+from shared.contract.snapshot import ModelInfo, RuntimeState
 
-# Tokens per slot where nobody chose: what a chat needs, and 4 slots of it take some 2 GiB with an 8 B model.
-DEFAULT_CONTEXT = 4096
-RESTART_SECONDS = (0.25, 1.0, 2.0, 5.0, 10.0, 30.0)  # before each start after a failure; the last one stays
-LASTING_SECONDS = 60.0  # between starts when only the owner can help, by installing something
-STEADY_SECONDS = 60.0  # a child that lived this long did not fail at starting
-FILE_POLL_SECONDS = 1.0  # a missing or broken model file is looked at again
-PROGRESS_SECONDS = 1.0
-LOAD_SECONDS = 3600.0  # 100 GB from a slow disk
-ASK_SECONDS = 5.0
-
-
-class _FileProblem(Exception):
-    """The model file cannot be used. ``str(error)`` says why, and what to do."""
+SCAN_SECONDS = 5.0  # between two looks at the folder: a model that was pulled can be named this much later
 
 
 class EmbeddedRuntime(Watched):
-    """A ``Runtime`` that loads ``model``, a GGUF file or the first of its shards, into a child process and starts it
-    again when it dies.
+    """A ``Runtime`` that loads GGUF files: ``model``, the first of its shards if there are several, and what lies below
+    ``folder``. Those of ``at_start`` (ids; without it the default model) are loaded at the start.
 
-    ``context`` is in tokens per slot; ``gpu_layers`` -1 puts on the GPU what fits; ``threads`` defaults to
-    what ``cpu.inference_threads`` says. ``command`` starts the child.
+    ``default_model`` is the id that answers for those who name none; without it, or where it is not there, ``model``,
+    else the first of the folder. ``habits`` say how models are loaded. ``command`` starts a child.
     """
 
     kind = "embedded"
+    can_load = True
+    evicts = False
 
     def __init__(
         self,
         model: Path | None,
         *,
-        context: int | None = None,
-        slots: int | None = None,
-        gpu_layers: int = -1,
-        threads: int | None = None,
+        folder: Path | None = None,
+        default_model: str | None = None,
+        at_start: Collection[str] | None = None,
+        habits: Habits | None = None,
         command: Sequence[str] = COMMAND,
     ) -> None:
         super().__init__()
-        self._path = model
-        self._context = context
-        self._slots = slots or DEFAULT_SLOTS
-        self._gpu_layers = gpu_layers
-        self._threads = threads or cpu.inference_threads()
+        self._habits = habits or Habits()
+        self._folder = ModelFolder(model, folder)
+        self._wanted = default_model
+        self._due = set(at_start) if at_start is not None else None  # to be loaded from the start on, and not yet there
         self._command = command
-        self._name = re.sub(r"\s+", "-", title(model.name))[:256] if model is not None else ""
-        self._headers = {"Authorization": f"Bearer {secrets.token_urlsafe(32)}"}
-        self._status = self._say("starting", "The node is starting.")
+        self._files: dict[str, ModelFile] = {}
+        self._instances: dict[str, LlamaInstance] = {}
+        self._asked: set[str] = set()  # being loaded by ``load``: others need not hear that the node is not ready
         self._special_tokens: frozenset[str] = frozenset()
-        self._address = ""
-        self._child: LlamaProcess | None = None
+        self._problem = ""
+        self._scanned = False
+        self._scanning = asyncio.Lock()
+        self._starting = asyncio.Lock()  # two who want one model get one process
         self._on_change: Callable[[], None] = lambda: None
+        self._status = self._describe()
 
     @property
     def special_tokens(self) -> frozenset[str]:
+        """Of all models: which one answers is decided after a request was read."""
         return self._special_tokens
 
     @property
     def pid(self) -> int | None:
-        """The child's process id while there is one."""
-        return self._child.pid if self._child is not None else None
+        """The process id of the default model's child while there is one."""
+        instance = self._instances.get(self._status.default_model)
+        return instance.pid if instance is not None else None
 
     def status(self) -> RuntimeStatus:
         return self._status
 
     async def start(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
-        self._begin(self._supervise, "llama-supervisor")
+        self._begin(self._supervise, "models-folder")
 
     @asynccontextmanager
-    async def chat(self, generation: Generation, request_id: str) -> AsyncIterator[RuntimeStream]:
-        require_model(self._status, generation.model)
-        transport = cast(Transport, self._transport)
-        headers = {**self._headers, "X-Request-Id": request_id}
-        body = request_body(generation, "llama.cpp")
-        stream = await transport.stream(f"{self._address}/v1/chat/completions", headers, body)
-        try:
+    async def stream(self, inference: Inference, request_id: str) -> AsyncIterator[RuntimeStream]:
+        model, dialect = self._answering(inference)
+        headers = {**dialect.client.headers, "X-Request-Id": request_id}
+        async with dialect.stream(inference, model, headers) as stream:
             yield stream
+
+    async def ask(self, inference: Inference, request_id: str) -> dict[str, Any]:
+        model, dialect = self._answering(inference)
+        return await dialect.ask(inference, model, {**dialect.client.headers, "X-Request-Id": request_id})
+
+    async def count_prompt(self, inference: Inference) -> int | None:
+        instance = self._instances.get(inference.model)
+        dialect = instance.dialect if instance is not None else None
+        return await dialect.count_prompt(inference) if dialect is not None else None
+
+    async def check(self, model: str) -> None:
+        await self._checked((await self._found(model))[0])
+
+    async def load(self, model: str, config: LoadConfig, tell: Callable[[float | None], None]) -> Loaded:
+        file, transport = await self._found(model)
+        self._asked.add(model)
+        try:
+            async with self._starting:
+                instance = await self._holding(file, config, transport)
+            await self._loaded(instance, tell)
+        except ChildFailed as error:
+            raise ApiError("runtime_error", _without_path(error, file), should_retry=False) from None
         finally:
-            stream.close()
+            self._asked.discard(model)
+            self._refresh()
+        return outcome(config, instance.order, gpu=instance.gpu)
 
-    async def count_prompt(self, generation: Generation) -> int | None:
-        if self._transport is None or self._status.state != "ready":
-            return None
-        return await count_prompt(self._transport, f"{self._address}/v1", self._headers, generation)
+    def stand_down(self) -> None:
+        self._due = set()
 
-    async def ask(self, path: str, body: object = None) -> object:
-        """What llama.cpp answers on one of its own routes (/slots, /tokenize, ...). Raises ApiError or OSError."""
-        require_model(self._status, self._name)
-        transport = cast(Transport, self._transport)
-        reply = await transport.ask(self._address + path, self._headers, ASK_SECONDS, body)
+    async def unload(self, model: str) -> None:
+        instance = self._instances.pop(model, None)
+        if instance is not None:
+            await instance.stop()
+            self._refresh()
+
+    def instance(self, model: str = "") -> LlamaInstance:
+        """The one that holds ``model``, by default the default model. Raises ApiError while there is none."""
+        name = model or self._status.default_model
+        instance = self._instances.get(name)
+        if instance is None or instance.dialect is None:
+            require_model(self._status, name)
+            raise ApiError("model_loading", "The model is not in memory just now. Try again in a few seconds.")
+        return instance
+
+    async def query(self, path: str, body: object = None) -> object:
+        """What the default model's llama.cpp answers on one of its own routes (/slots, /tokenize, ...). Raises ApiError
+        or OSError."""
+        client = cast(LlamaCpp, self.instance().dialect).client
+        reply = await client.ask(client.root + path, body)
         if reply.status != 200:
             raise ApiError("runtime_error", f"llama.cpp answered HTTP {reply.status} on {path}.")
         return reply.payload
 
     async def busy_slots(self) -> int:
-        """Slots that read a prompt or write an answer now."""
-        return sum(bool(slot["is_processing"]) for slot in cast("list[dict[str, object]]", await self.ask("/slots")))
+        """The default model's slots that read a prompt or write an answer now."""
+        return sum(bool(slot["is_processing"]) for slot in cast("list[dict[str, object]]", await self.query("/slots")))
+
+    def _answering(self, inference: Inference) -> tuple[ModelInfo, LlamaCpp]:
+        """Raises ApiError."""
+        model = require_model(self._status, inference.model)
+        require_api(model, inference.api)
+        return model, cast(LlamaCpp, self.instance(inference.model).dialect)
 
     async def _supervise(self, transport: Transport) -> None:
-        failures = 0
-        while True:
-            began = time.monotonic()
-            try:
-                await self._run_once(transport)
-            except _FileProblem as error:
-                self._set("unavailable", str(error))
-                await asyncio.sleep(FILE_POLL_SECONDS)
-            except Exception as error:  # whatever it is, the next start may go well
-                failed = error if isinstance(error, ChildFailed) else ChildFailed(_unexpected(error))
-                self._set("unavailable", str(failed))
-                failures = 1 if time.monotonic() - began > STEADY_SECONDS else failures + 1
-                pause = LASTING_SECONDS if failed.lasting else RESTART_SECONDS[min(failures, len(RESTART_SECONDS)) - 1]
-                await asyncio.sleep(pause)
-
-    async def _run_once(self, transport: Transport) -> None:
-        """From reading the file to the end of the child. Raises _FileProblem or ChildFailed, always."""
-        header = await asyncio.to_thread(self._read_file)
-        self._special_tokens = header.special_tokens
-        child = self._child = await LlamaProcess.spawn(self._order(header), self._command)
+        """Watch the folder, and load what is to be there from the start as soon as it can be."""
         try:
-            await self._load(child, header)
-            await self._become_ready(transport)
-            await child.died()
+            while True:
+                await self._scan()
+                self._start_due(transport)
+                self._refresh()
+                await asyncio.sleep(FILE_POLL_SECONDS if self._problem else SCAN_SECONDS)
         finally:
-            self._child = None
-            await child.stop()
+            await asyncio.gather(*(instance.stop() for instance in self._instances.values()))
 
-    def _read_file(self) -> Header:
-        if self._path is None:
-            raise _FileProblem(
-                "No model is set, and this installation brings none. Name a GGUF file with --model PATH "
-                "(node.runtime.model), or a runtime with --runtime URL (node.runtime.url)."
-            )
-        advice = "Name a GGUF file with --model PATH (node.runtime.model); it is looked for again every second."
+    def _start_due(self, transport: Transport) -> None:
+        """What is to be there from the start, once some of it can be; the default where nothing of it exists."""
+        due = self._due
+        if due is None or (due and self._files and due.isdisjoint(self._files)):
+            due = {default} if (default := self._default()) else None
+        there = (due or set()) & self._files.keys()
+        for name in sorted(there - self._instances.keys()):
+            self._start(self._files[name], LoadConfig(), transport, persistent=True)
+        self._due = set() if there else due
+
+    async def _scan(self) -> None:
+        async with self._scanning:
+            files = await asyncio.to_thread(self._folder.scan)
+            self._problem = await asyncio.to_thread(what_is_missing, self._folder, files)
+        self._scanned = True
+        for name, instance in self._instances.items():
+            if not instance.ended and name in self._files:
+                files.setdefault(name, self._files[name])  # in memory, whatever became of its file
+        if files != self._files:
+            if not self._files and self._wanted is not None and self._wanted not in files:
+                text = "node.runtime.default_model is {!r}, which is not there: {} answers in its place. There are: {}"
+                logger.warning(text, self._wanted, self._default_of(files) or "none", names_of(tuple(files)))
+            self._files = files
+            self._special_tokens = frozenset().union(*(file.header.special_tokens for file in files.values()))
+
+    def _default(self) -> str:
+        return self._default_of(self._files)
+
+    def _default_of(self, files: Mapping[str, ModelFile]) -> str:
+        if self._wanted is not None and self._wanted in files:
+            return self._wanted
+        if self._folder.first is not None:
+            return model_id(self._folder.first)
+        return next((file.id for file in files.values() if kind_of(file, self._habits) == "chat"), "")
+
+    def _start(
+        self, file: ModelFile, config: LoadConfig, transport: Transport, *, persistent: bool = False
+    ) -> LlamaInstance:
+        order = self._habits.order(file, secrets.token_urlsafe(32), config)
+        size = file.header.size
+        instance = LlamaInstance(order, size, transport, self._command, self._refresh, persistent=persistent)
+        self._instances[file.id] = instance
+        instance.start()
+        return instance
+
+    async def _found(self, model: str) -> tuple[ModelFile, Transport]:
+        """Raises ApiError."""
+        if model not in self._files and self._transport is not None:
+            await self._scan()  # it may have been pulled this moment
+            self._refresh()
+        file, transport = self._files.get(model), self._transport
+        if file is None or transport is None:
+            if (why := self._folder.unfit.get(model)) is not None:
+                raise ApiError("runtime_error", f"{model} is no model: its file {why}.", should_retry=False)
+            require_model(self._status, model)
+            raise ApiError("node_unavailable", "The node is stopping. Try again when it runs.")
+        return file, transport
+
+    async def _holding(self, file: ModelFile, config: LoadConfig, transport: Transport) -> LlamaInstance:
+        """The instance that holds the model or is loading it. Raises ApiError."""
+        before = self._instances.get(file.id)
+        if before is not None and not before.ended:
+            wanted = self._habits.order(file, before.order.key, config) if config.given() else before.order
+            if wanted == before.order:
+                return before
+        await self._make_way(file.id)
+        await self._checked(file)
+        return await self._replace(before, file, config, transport)
+
+    async def _make_way(self, model: str) -> None:
+        """End what is not in memory and would be tried again: there may be room for one only."""
+        for name, instance in list(self._instances.items()):
+            if name != model and instance.ailing:
+                await self.unload(name)
+
+    async def _checked(self, file: ModelFile) -> None:
+        """Raises ApiError when the file is not what it was: before anything makes room for it."""
         try:
-            return read_model(self._path)
-        except FileNotFoundError as error:
-            raise _FileProblem(f"There is no model file at {error.filename}. {advice}") from None
-        except OSError as error:
-            file = error.filename or self._path
-            raise _FileProblem(f"The model file {file} cannot be read: {error.strerror}. {advice}") from None
-        except NotGGUFError as error:
-            raise _FileProblem(f"{self._path} is no model: it {error}. {advice}") from None
+            await asyncio.to_thread(read_whole, file.path)
+        except FileProblem as error:
+            advice = f"{_without_path(error, file)} Put the file back, or load another model."
+            raise ApiError("runtime_error", advice, should_retry=False) from None
 
-    def _order(self, header: Header) -> Order:
-        trained = header.context or DEFAULT_CONTEXT
-        return Order(
-            model=str(self._path),
-            alias=self._name,
-            slots=self._slots,
-            context=min(self._context or DEFAULT_CONTEXT, trained),
-            threads=self._threads,
-            gpu_layers=self._gpu_layers,
-            parameters=header.active_parameters,
-            key=self._headers["Authorization"].removeprefix("Bearer "),
-        )
+    async def _replace(
+        self, before: LlamaInstance | None, file: ModelFile, config: LoadConfig, transport: Transport
+    ) -> LlamaInstance:
+        """An instance that loads ``file``; the one there was is stopped first, and comes back if this one fails."""
+        if before is None:
+            return self._start(file, config, transport)
+        fallback = before.order if before.state == "loaded" else None
+        await before.stop()
+        instance = self._start(file, config, transport)
+        instance.fallback = fallback
+        return instance
 
-    async def _load(self, child: LlamaProcess, header: Header) -> None:
-        """Await the child's address, telling how long it has been loading. Raises ChildFailed."""
-        began = time.monotonic()
-        report = asyncio.create_task(child.report())
+    async def _loaded(self, instance: LlamaInstance, tell: Callable[[float | None], None]) -> None:
+        """Raises ChildFailed."""
+        waiting = asyncio.ensure_future(instance.loaded())
         try:
-            while not report.done():
-                seconds = time.monotonic() - began
-                if seconds > LOAD_SECONDS:
-                    raise ChildFailed(
-                        f"Loading {self._name} took over {LOAD_SECONDS / 60:.0f} minutes; starting again."
-                    )
-                self._set("loading", f"Loading {self._name} ({_size(header.size)}), {seconds:.0f} s so far.")
-                await asyncio.wait({report}, timeout=PROGRESS_SECONDS)
-            self._address = (await report)["address"]
+            while not waiting.done():
+                tell(instance.progress)
+                await asyncio.wait({waiting}, timeout=PROGRESS_SECONDS)
+            waiting.result()
         finally:
-            report.cancel()
+            waiting.cancel()
 
-    async def _become_ready(self, transport: Transport) -> None:
-        surveyor = Surveyor(transport, f"{self._address}/v1", self._headers, ASK_SECONDS)
-        try:
-            survey = await surveyor.look("llama.cpp")
-        except OSError:
-            raise ChildFailed("llama.cpp loaded the model but does not answer; it is started again.") from None
-        self._set_status(RuntimeStatus("ready", "", survey.models, self._name, self._slots))
-
-    def _say(self, state: RuntimeState, reason: str) -> RuntimeStatus:
-        return RuntimeStatus(state, reason, default_model=self._name, slots=self._slots)
-
-    def _set(self, state: RuntimeState, reason: str) -> None:
-        self._set_status(self._say(state, reason))
-
-    def _set_status(self, status: RuntimeStatus) -> None:
+    def _refresh(self) -> None:
+        status = self._describe()
         if status != self._status:
             self._status = status
             self._on_change()
 
+    def _describe(self) -> RuntimeStatus:
+        state, reason = self._state()
+        default = self._default()
+        found = [info_of(file, self._instances.get(file.id), self._habits) for file in self._files.values()]
+        models = sorted(found, key=lambda model: model.id != default)
+        apis = TEXT.union(*(APIS[model.kind] for model in models))
+        slots = self._habits.slots_of(default)
+        return RuntimeStatus(state, reason, tuple(models), default, slots, apis, frozenset(LlamaCpp.parameters))
 
-def _unexpected(error: Exception) -> str:
-    return f"llama.cpp could not be started: {type(error).__name__}: {error}. It is tried again."
+    def _state(self) -> tuple[RuntimeState, str]:
+        if not self._scanned:
+            return "starting", "The node is starting."
+        if self._asked:  # requests wait for what is being loaded because it was named
+            return "ready", ""
+        return state_of(self._instances, self._files, self._problem)
 
 
-def _size(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+def _without_path(error: ChildFailed, file: ModelFile) -> str:
+    """For whoever asked, who need not know where files lie."""
+    return str(error).replace(str(file.path), file.id)

@@ -7,18 +7,37 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
+
+# How one vector is made of those of all tokens; "rank": it is a score of a query and a document.
+Pooling = Literal["mean", "cls", "last", "rank"]
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)  # 1 had 32-bit counts and is no longer loaded by llama.cpp
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+# ggml_type: how many weights are kept together, and in how many bytes (ggml-common.h, the block_ structures).
+TYPES: Mapping[int, tuple[int, int]] = MappingProxyType(
+    {
+        0: (1, 4), 1: (1, 2), 28: (1, 8), 30: (1, 2),  # F32, F16, F64, BF16
+        2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),  # Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+        10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),  # Q2_K to Q6_K
+        16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50),  # IQ2_XXS, IQ2_XS, IQ3_XXS, IQ1_S
+        20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 29: (256, 56),  # IQ4_NL to IQ1_M
+        24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8),  # whole numbers
+        34: (256, 54), 35: (256, 66), 39: (32, 17),  # TQ1_0, TQ2_0, MXFP4
+    }
+)  # fmt: skip
 # Far above any real file (vocabularies reach 300,000); a count past it is a broken or hostile header.
 _MAX_ITEMS = 1 << 24
 _MAX_DIMENSIONS = 4
 _CONTROL, _USER_DEFINED = 3, 4  # llama_token_type
+_POOLING: Mapping[int, Pooling] = MappingProxyType({1: "mean", 2: "cls", 3: "last", 4: "rank"})  # llama_pooling_type
+_ALIGNMENT = 32  # of tensor data, where general.alignment does not say
 
 
 class NotGGUFError(ValueError):
@@ -30,7 +49,13 @@ class Header:
     """``context`` is the training context in tokens, 0 when unsaid. ``parameters`` are all weights in the file,
     ``expert_parameters`` those of them in a mixture of experts, of which a token uses ``experts_used`` out of
     ``experts`` (0 of 0: all). ``special_tokens`` are the spellings that the tokenizer turns into control tokens
-    wherever they stand. ``size`` is the file's, in bytes; it is number ``shard``, from 1, of ``shards``."""
+    wherever they stand. ``size`` is the file's, in bytes; it is number ``shard``, from 1, of ``shards``.
+
+    ``kind`` is "model", or what else the format is used for: "mmproj" (a projector of images or sound), "adapter",
+    "imatrix". ``layers`` and ``width`` are 0 when unsaid. ``pooling`` is None for a model that writes text.
+    ``projects_to`` is the width of the models that a vision projector is made for. ``missing`` are the bytes by which
+    the file is shorter than its weights, as far as their types are known here.
+    """
 
     architecture: str
     name: str
@@ -44,6 +69,12 @@ class Header:
     size: int
     shard: int
     shards: int
+    kind: str = "model"
+    layers: int = 0
+    width: int = 0
+    pooling: Pooling | None = None
+    projects_to: int = 0
+    missing: int = 0
 
     @property
     def active_parameters(self) -> int:
@@ -83,7 +114,11 @@ class _Reader:
             key = self._string()
             fields[key] = self._value(self._scalar("<I"))
         architecture = _text(fields, "general.architecture")
-        total, routed = self._weights(tensors)
+        total, routed, last, extent = self._weights(tensors)
+        alignment = _number(fields, "general.alignment") or _ALIGNMENT
+        data = (self._at + alignment - 1) // alignment * alignment
+        if tensors and data + last >= size:
+            raise NotGGUFError("is cut: it ends before its last weights begin, so fetch it again")
         template = _text(fields, "tokenizer.chat_template")
         return Header(
             architecture=architecture,
@@ -98,6 +133,12 @@ class _Reader:
             size=size,
             shard=_number(fields, "split.no") + 1,
             shards=max(1, _number(fields, "split.count")),
+            kind=_text(fields, "general.type") or ("mmproj" if architecture == "clip" else "model"),
+            layers=_number(fields, f"{architecture}.block_count"),
+            width=_number(fields, f"{architecture}.embedding_length"),
+            pooling=_pooling(fields, architecture),
+            projects_to=_number(fields, "clip.vision.projection_dim"),
+            missing=max(0, data + extent - size) if tensors else 0,
         )
 
     def _scalar(self, form: str) -> Any:
@@ -132,9 +173,9 @@ class _Reader:
         self._at += struct.calcsize(form) * count
         return values
 
-    def _weights(self, tensors: int) -> tuple[int, int]:
-        """(all weights, those in experts)."""
-        total = routed = 0
+    def _weights(self, tensors: int) -> tuple[int, int, int, int]:
+        """(all weights, those in experts, where the last tensor begins in the data, where all end)."""
+        total = routed = last = extent = 0
         for _ in range(tensors):
             name = self._string()
             dimensions = self._scalar("<I")
@@ -143,10 +184,12 @@ class _Reader:
             count = 1
             for _ in range(dimensions):
                 count *= self._scalar("<Q")
-            self._at += 12  # type (u32) and offset (u64)
+            weights, size = TYPES.get(self._scalar("<I"), (1, 0))
+            at = self._scalar("<Q")
+            last, extent = max(last, at), max(extent, at + count // weights * size)
             total += count
             routed += count if "_exps." in name else 0
-        return total, routed
+        return total, routed, last, extent
 
 
 def _text(fields: dict[str, Any], key: str) -> str:
@@ -157,6 +200,12 @@ def _text(fields: dict[str, Any], key: str) -> str:
 def _number(fields: dict[str, Any], key: str) -> int:
     value = fields.get(key)
     return value if isinstance(value, int) else 0
+
+
+def _pooling(fields: dict[str, Any], architecture: str) -> Pooling | None:
+    """As the file says; the mean for a model that reads in both directions, which cannot write."""
+    named = _POOLING.get(_number(fields, f"{architecture}.pooling_type"))
+    return named or ("mean" if fields.get(f"{architecture}.attention.causal") is False else None)
 
 
 def _special_tokens(fields: dict[str, Any], template: str) -> frozenset[str]:

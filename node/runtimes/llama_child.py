@@ -35,13 +35,17 @@ MIN_BATCH_CPU, MIN_BATCH_GPU, MAX_BATCH = 16, 64, 512
 _TILE = 8  # matrix kernels work on this many columns at once
 PROMPT_CACHE_MIB = 256  # of RAM for prompts of conversations that left their slot; llama.cpp's default is 8 GiB
 ERRORS_ONLY = 1  # llama.cpp's verbosity: its warnings and infos quote requests
+_CONTEXT_STEP = 256  # llama.cpp rounds each slot's context up to this
+_POOLING = {"mean": 1, "cls": 2, "last": 3, "rank": 4}  # llama_pooling_type
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
     """What to load, from stdin. ``context`` is in tokens per slot; ``parameters`` those that one token passes through;
-    ``key`` is the bearer token that the server will ask for; ``gpu_layers`` -1 means all that fit."""
+    ``key`` is the bearer token that the server will ask for; ``gpu_layers`` -1 means all that fit. ``pooling`` ("mean",
+    "cls", "last", "rank") is for a model that makes embeddings or ranks; ``projector`` a file that makes it see images;
+    ``rope_base`` and ``rope_scale`` 0 leave positions as the model has them."""
 
     model: str
     alias: str
@@ -51,6 +55,10 @@ class Order:
     gpu_layers: int
     parameters: int
     key: str
+    pooling: str = ""
+    projector: str = ""
+    rope_base: float = 0.0
+    rope_scale: float = 0.0
 
 
 def batch_size(parameters: int, threads: int, slots: int, *, gpu: bool) -> int:
@@ -60,6 +68,18 @@ def batch_size(parameters: int, threads: int, slots: int, *, gpu: bool) -> int:
     flops = GPU_FLOPS if gpu else CPU_FLOPS_PER_THREAD * threads
     fitting = int(BATCH_SECONDS * flops / (2 * max(parameters, 1))) // _TILE * _TILE
     return max(slots, min(MAX_BATCH, max(MIN_BATCH_GPU if gpu else MIN_BATCH_CPU, fitting)))
+
+
+def prompt_batch(order: Order, *, gpu: bool) -> int:
+    """``batch_size``, but a whole context where one vector is made of all tokens, which must be read at once then. Some
+    models read an image like that, too, and 256 tokens of it are usual: less ends the process."""
+    if order.pooling:
+        steps = -(-order.context // _CONTEXT_STEP)
+        # llama.cpp b11549 ends the process where mean pooling does not divide among the slots.
+        return -(-steps * _CONTEXT_STEP // order.slots) * order.slots
+    if order.projector:
+        return max(order.slots, MAX_BATCH)
+    return batch_size(order.parameters, order.threads, order.slots, gpu=gpu)
 
 
 def assign(target: Any, names: Iterable[str], value: Any) -> bool:
@@ -98,11 +118,20 @@ def configure(params: Any, order: Order, batch: int) -> None:
         (("endpoint_props",), False),
         (("endpoint_metrics",), False),
     ]
+    if order.pooling:
+        needed.append((("embedding",), True))
+        needed.append((("pooling_type",), type(params.pooling_type)(_POOLING[order.pooling])))
+    if order.rope_base:
+        needed.append((("rope_freq_base",), order.rope_base))
+    if order.rope_scale:
+        needed.append((("rope_freq_scale",), order.rope_scale))
     for names, value in needed:
         if not assign(params, names, value):
             raise AttributeError(f"xllamacpp.CommonParams has no {names[0]}")
     for names, value in wanted:
         assign(params, names, value)
+    if order.projector:
+        params.mmproj.path = order.projector
     params.cpuparams.n_threads = order.threads
     params.cpuparams_batch.n_threads = order.threads
 
@@ -119,7 +148,7 @@ def main() -> None:
         missing = "package" if isinstance(error, ModuleNotFoundError) else "library"
         _fail(report, missing, str(error))
     gpu = order.gpu_layers != 0 and _has_gpu(xllamacpp)
-    batch = batch_size(order.parameters, order.threads, order.slots, gpu=gpu)
+    batch = prompt_batch(order, gpu=gpu)
     try:
         params = xllamacpp.CommonParams()
         configure(params, order, batch)

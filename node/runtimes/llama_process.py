@@ -10,21 +10,23 @@ import re
 import signal
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from node.runtimes import cpu
 from node.runtimes.llama_child import Order
+from shared.model_names import Shards
 
 COMMAND = (sys.executable, "-P", "-m", "node.runtimes.llama_child")
 _ROOT = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 2.0  # it ends itself at once when its stdin does, unless it is loading
-_KEPT_LINES = 6
+_KEPT_LINES = 12  # llama.cpp says why first, and then up to ten times that it failed
 _LINE_BYTES = 400
 # After the start llama.cpp's error lines may quote a request; only those of a dying process are kept.
 _DYING = re.compile(rb"GGML_ASSERT|CUDA error|out of memory|terminate called|what\(\):|vk::|ggml_abort", re.I)
+_MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")  # the first line about each one
 _LIBRARY = re.compile(r"lib[\w+.-]+\.so[\w.]*")
 _OTHER_RUNTIME = "or use another runtime: --runtime URL (node.runtime.url)"
 
@@ -65,6 +67,14 @@ class LlamaProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    def read_share(self, size: int) -> float | None:
+        """The share of the model's ``size`` bytes that is in memory so far, 0 to 1; None where the system does not
+        tell. Blocking."""
+        shards = Shards.of(self._order.model)
+        files = {str(Path(self._order.model).with_name(Path(name).name)) for name in shards.files} if shards else set()
+        read = resident(Path(f"/proc/{self.pid}/smaps"), files | {self._order.model})
+        return min(read / max(size, 1), 1.0) if read is not None else None
+
     async def report(self) -> dict[str, Any]:
         """Wait for the line that says where it listens. Raises ChildFailed. The caller owns the deadline."""
         assert self._process.stdout is not None
@@ -78,7 +88,7 @@ class LlamaProcess:
         self._tail.started()
         return message
 
-    async def died(self) -> None:
+    async def died(self) -> NoReturn:
         """Wait for the end of the process, however long it lives. Raises ChildFailed, always."""
         code = await self._process.wait()
         with suppress(TimeoutError):
@@ -125,6 +135,21 @@ class LlamaProcess:
         )
 
 
+def resident(smaps: Path, files: Collection[str]) -> int | None:
+    """Bytes of ``files`` that a process has in memory, from its ``smaps`` (proc_pid_smaps(5)); None without them."""
+    wanted, kib = False, 0
+    try:
+        with smaps.open(errors="replace") as lines:
+            for line in lines:
+                if _MAPPING.match(line):
+                    wanted = line.rstrip("\n").split(maxsplit=5)[5:] in [[file] for file in files]
+                elif wanted and line.startswith("Rss:"):
+                    kib += int(line.split()[1])
+    except OSError:
+        return None
+    return kib * 1024
+
+
 def explain_exit(code: int, last_line: str) -> ChildFailed:
     """Why a child ended with ``code`` (negative: a signal), for people."""
     if code == -signal.SIGILL:
@@ -138,11 +163,11 @@ def explain_exit(code: int, last_line: str) -> ChildFailed:
     if code == -signal.SIGKILL:
         return ChildFailed(
             "The system killed llama.cpp, most likely because memory ran out. Use a smaller model, or less "
-            "node.runtime.context; it is started again."
+            "node.runtime.context."
         )
     how = f"with {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
     said = f" It said: {last_line}" if last_line else ""
-    return ChildFailed(f"llama.cpp ended {how}; it is started again.{said}")
+    return ChildFailed(f"llama.cpp ended {how}.{said}")
 
 
 def _library_missing(message: str) -> ChildFailed:

@@ -36,6 +36,7 @@ def read_model(path: Path) -> Header:
         parameters=sum(header.parameters for header in headers),
         expert_parameters=sum(header.expert_parameters for header in headers),
         size=sum(header.size for header in headers),
+        missing=sum(header.missing for header in headers),
     )
 
 

@@ -14,29 +14,45 @@ from shared.contract.errors import ApiError
 
 _CONTEXT = re.compile(r"context[ _-]?(length|size|window)|maximum context|exceeds? the (available )?context", re.I)
 _MODEL = re.compile(r"model.{0,300}(not found|does not exist|not loaded)|no models? (is |are )?loaded", re.I | re.S)
-_LOADING = re.compile(r"loading model|model is (still )?loading", re.I)
+_LOADING = re.compile(r"(?<!error )(?<!failed )loading model|model is (still )?loading", re.I)
 _NO_ROUTE = re.compile(r"file not found|unexpected endpoint|page not found|^not found$|cannot post", re.I)
+_NOT_DONE = re.compile(r"does not support (the )?[\w ]{1,40} API", re.I)  # vLLM, of a model of another kind
+_CHAT = "/chat/completions"
 _ROLES = re.compile(
     r"missing 'role'|roles? must alternate|only user|role not supported|first message|no user query", re.I
 )
+# What a message quotes is mostly what the caller wrote, and says nothing of what went wrong. An apostrophe is no quote.
+_QUOTED = re.compile(r"(?<!\w)(['\"]).*?(?:\1(?!\w)|\Z)", re.S)
 _PARAM = re.compile(r"[a-z_]{1,32}")
 
 
-def from_response(status: int, payload: object, *, retry_after: float | None = None) -> ApiError:
-    """The error that an HTTP answer stands for. ``payload`` is its JSON, or its text; ``retry_after`` in seconds."""
+def from_response(
+    status: int, payload: object, *, retry_after: float | None = None, path: str = "/v1/chat/completions"
+) -> ApiError:
+    """The error that an HTTP answer stands for. ``payload`` is its JSON, or its text; ``retry_after`` in seconds;
+    ``path`` is what was asked."""
     fields = _fields(payload)
-    text = f"{fields.get('type') or ''} {fields.get('message') or ''}"
+    kind, said = fields.get("type"), str(fields.get("message") or "")
+    text = _QUOTED.sub("", said)
     if status in (401, 403):
         return ApiError(
             "runtime_error",
             "The model runtime refused the node's key. The owner of the node sets it as node.runtime.key.",
             should_retry=False,
         )
-    if "exceed_context_size" in text or _CONTEXT.search(text):
+    if kind == "exceed_context_size_error" or _CONTEXT.search(text):
         return context_exceeded(fields.get("n_prompt_tokens"), fields.get("n_ctx"))
-    if _LOADING.search(text) or (status == 503 and fields.get("type") == "unavailable_error"):
+    if _LOADING.search(text) or (status == 503 and kind == "unavailable_error"):
         return ApiError("model_loading", "The model is still loading. Try again in a few seconds.")
-    if status == 404 and _NO_ROUTE.search(str(fields.get("message") or "").strip()):
+    no_route = status == 404 and bool(_NO_ROUTE.search(said.strip()))
+    missing = no_route and not path.endswith(_CHAT)
+    if status == 501 or missing or kind == "not_supported_error" or _NOT_DONE.search(text):
+        return ApiError(
+            "not_supported",
+            "The node's runtime does not do this, or was not started for it: for embeddings and for ranking llama.cpp "
+            "needs a flag. The owner of the node may start it with that.",
+        )
+    if no_route:
         return ApiError(
             "runtime_error",
             "What answers at node.runtime.url has no /v1/chat/completions. The owner of the node corrects the URL.",
@@ -52,7 +68,7 @@ def from_response(status: int, payload: object, *, retry_after: float | None = N
         return ApiError("overloaded", "The model runtime is busy. Try again in a moment.", retry_after=retry_after)
     if status in (502, 504):
         return ApiError("node_unavailable", "The model runtime cannot be reached just now. Try again in a moment.")
-    if _ROLES.search(text):
+    if _ROLES.search(said):
         return ApiError(
             "invalid_request",
             "The model's chat template does not take this order of roles. "
@@ -90,8 +106,11 @@ def context_exceeded(prompt: object = None, context: object = None) -> ApiError:
 
 
 def _fields(payload: object) -> Mapping[str, Any]:
-    """The shapes in use: {"error": {...}}, {"error": "text"}, {"object": "error", "message": ...}, plain text."""
+    """The shapes in use: {"error": {...}}, {"error": "text"}, {"object": "error", "message": ...}, {"detail": "text"},
+    plain text."""
     if isinstance(payload, Mapping):
         inner = payload.get("error", payload)
-        return inner if isinstance(inner, Mapping) else {"message": str(inner)}
+        if not isinstance(inner, Mapping):
+            return {"message": str(inner)}
+        return {"message": inner["detail"], **inner} if "detail" in inner else inner
     return {"message": str(payload)}

@@ -1,0 +1,1 @@
+"""A real Ollama, built from its Go module, and what the node makes of it."""
