@@ -24,7 +24,8 @@ _ENDING_WITHIN = 2.0
 class Chat:
     """One running chat. ``writing_since`` is loop time while a write waits for the caller, else None; ``heard_at`` is
     when the caller last got a byte; ``ending_since`` is when it was told to end. ``principal`` is the owner's id at the
-    node. ``doubted`` is called once a second while the link is silent and no answer has begun."""
+    node. ``doubted`` is called once a second while the link is silent and no answer has begun. ``is_answer``:
+    what is none is relayed like one, and no drain waits for it."""
 
     id: str
     principal: str
@@ -40,6 +41,7 @@ class Chat:
     writing_since: float | None = None
     ending_since: float | None = None
     started: bool = False
+    is_answer: bool = True
 
     def end_with(self, error: ApiError) -> None:
         """The first error stays. ``Chats.tick`` drops a caller who does not read it."""
@@ -102,13 +104,17 @@ class Chats:
             elif chat.streaming and chat.started and now - chat.heard_at >= self._heartbeat:
                 chat.reply.inject(HEARTBEAT)
 
-    def end(self, error: Callable[[], ApiError]) -> None:
+    def end(self, error: Callable[[], ApiError], *, answers_only: bool = False) -> None:
         """End all of them, each with an ``error()`` of its own, but for those that end already."""
         for chat in list(self._running.values()):
-            chat.end_with(error())
+            if chat.is_answer or not answers_only:
+                chat.end_with(error())
 
     async def drain(self, seconds: float) -> None:
         """Let the running chats finish for ``seconds``, then, or when cancelled, end them with ``server_draining``."""
+        for chat in list(self._running.values()):
+            if not chat.is_answer:
+                chat.end_with(_draining())
         try:
             if await self._empty_within(seconds):
                 return

@@ -9,7 +9,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from shared import metrics
-from shared.contract.chat import Usage
+from shared.contract.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Container, Coroutine
+from collections.abc import AsyncIterator, Container, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from loguru import logger
@@ -16,9 +17,15 @@ from node.admission import Admission
 from node.admission.callers import Callers, TailnetCallers
 from node.admission.loopback import LoopbackCallers
 from node.api.chat import ChatEndpoint
+from node.api.gauges import add_gauges
 from node.api.health import Health
 from node.api.link import LinkEndpoint
+from node.api.operation_routes import operation_routes
+from node.conversations.opening import opened
+from node.events import Events
 from node.metrics import Metrics
+from node.models.kept import NAME, KeptFile
+from node.models.models import Models
 from node.placement import LOOPBACK_NAMES, InterfacePlacement, Placement, TailnetPlacement, Where, settled
 from node.prompts import SHIPPED, ChatTypes
 from node.running import Running
@@ -81,6 +88,7 @@ class Node:
 
     async def drain(self) -> None:
         self.services.draining = True
+        self.services.events.end()
         await self.link.drain(self.drain_timeout)
 
     def blocked(self, seconds: float) -> None:
@@ -115,18 +123,23 @@ async def run_node(settings: Settings) -> AsyncIterator[Node]:
         where = await settled(parse_node_listen(settings.node.listen), settings.tailscale.socket)
         network = await stack.enter_async_context(_network(where, settings))
         services = _services(settings, state, chat_types, where.port, network.placement)
+        services.conversations = await stack.enter_async_context(opened(settings.node.conversations, state.path))
         admission = Admission(_tokens(settings, state), network.callers)
         link = LinkEndpoint(services, admission, network.hosts)
-        _connect(services, link)
+        models = settings.node.runtime.models or state.path / "models"
+        _connect(services, link, {"state": state.path, "models": models})
         stack.push_async_callback(services.runtime.close)
+        stack.push_async_callback(services.models.close)
         await stack.enter_async_context(_meanwhile(services.ticker.run(), "its clock"))
+        if services.conversations is not None:
+            await stack.enter_async_context(_meanwhile(services.conversations.run(), "forgetting conversations"))
         app = create_app(services, link, admission)
         first = [network.loopback] if network.loopback is not None else []
         listening = await stack.enter_async_context(serving(app, first, Limits(), services.ticker))
+        await _open_for_owner(listening, state)
         if network.placement is not None:
-            await _open_for_owner(listening, state)
             await stack.enter_async_context(_meanwhile(network.placement.run(listening), "following its addresses"))
-        await services.runtime.start(lambda: _runtime_changed(services, link))
+        await services.models.start(lambda: _runtime_changed(services, link))
         if network.loopback is not None:
             logger.info("node listens on {}", listening.listeners[0].url)
         yield Node(settings, services, admission, state, link, listening, settings.node.drain_timeout)
@@ -159,11 +172,11 @@ async def _network(where: Where, settings: Settings) -> AsyncIterator[_Network]:
 
 
 async def _open_for_owner(listening: Listening, state: StateDir) -> None:
-    """A socket in the state folder, so that health can be asked for while the network that the node serves is away."""
+    """A socket in the state folder, for the owner's commands: wherever the node listens, and while that is away."""
     try:
         await listening.open(Listener("ops", path=str(state.path / "node.sock")))
     except CannotListen as error:
-        logger.warning("health can be asked for over the network only: {}", error)
+        logger.warning("the owner's commands must name where the node listens: {}", error)
 
 
 @asynccontextmanager
@@ -188,16 +201,37 @@ def _services(
 ) -> Services:
     configured = settings.node
     own_ports = [port, *(split_listen(text)[1] for text in (settings.edge.listen, settings.edge.ops_listen))]
-    runtime = create(configured.runtime, slots=configured.slots, own_ports=own_ports)
+    decided = state.path / NAME
+    kept = KeptFile(decided).read()
+    runtime = create(
+        configured.runtime,
+        slots=configured.slots,
+        own_ports=own_ports,
+        models=configured.models,
+        pulled=state.path / "models",
+        at_start=kept.at_start,
+        earlier=kept.active or kept.default,
+    )
+    metrics = Metrics()
+    events = Events(metrics.heard)
+    models = Models(
+        runtime,
+        configured.models,
+        idle_unload=configured.idle_unload,
+        kept=decided,
+        publish=events.publish,
+    )
     return Services(
         node_id=state.node_id(),
         boot_id=secrets.token_hex(8),
         runtime=runtime,
+        models=models,
         chat_types=chat_types,
         turns=Turns(runtime.status().slots, configured.queue),
         running=Running(),
         ticker=Ticker(),
-        metrics=Metrics(),
+        metrics=metrics,
+        events=events,
         timeouts=_timeouts(settings),
         max_tokens=configured.max_tokens,
         max_body=_MAX_BODY,
@@ -222,6 +256,7 @@ def create_app(node: Services, link: LinkEndpoint, admission: Admission) -> App:
             Route(surface.path, ChatEndpoint(surface, node, admission), methods=["POST"])
             for surface in SURFACES.values()
         ),
+        *operation_routes(node, admission),
         Route("/v1/chat/types", health.chat_types),
         Route("/v1/models", health.models),
         Route("/v1/models/{id:path}", health.model),
@@ -233,28 +268,33 @@ def create_app(node: Services, link: LinkEndpoint, admission: Admission) -> App:
     return Front(Envelope(Router(routes, redirect_slashes=False)))
 
 
-def _connect(node: Services, link: LinkEndpoint) -> None:
-    """Tell the edges of what changes, and Prometheus of what is."""
+def _connect(node: Services, link: LinkEndpoint, folders: Mapping[str, Path]) -> None:
+    """Tell the edges of what changes, and Prometheus of what is, on the disks of ``folders`` too."""
 
     def refresh(now: float) -> None:
         if node.chat_types.refresh():
             link.push()
 
     node.ticker.add(refresh)
-    node.metrics.gauge("running", "Answers running", lambda: node.turns.running)
-    node.metrics.gauge("queued", "Requests waiting for a slot", lambda: node.turns.queued)
-    node.metrics.gauge("slots", "Answers that may run at once", lambda: node.turns.slots)
-    node.metrics.gauge("ready", "1 when the runtime can answer", lambda: node.runtime.status().state == "ready")
-    node.metrics.gauge("links", "Edges connected", lambda: len(link.sessions))
+    node.ticker.add(node.turns.tick)
+    node.ticker.add(node.models.tick)
+    add_gauges(node, lambda: len(link.sessions), folders)
 
 
 def _runtime_changed(node: Services, link: LinkEndpoint) -> None:
-    status = node.runtime.status()
+    node.models.changed()
+    status = node.models.status()
     if status.state != node.runtime_state:
         node.runtime_state = status.state
         level = "WARNING" if status.state == "unavailable" else "INFO"
         what = status.reason or f"It answers as {status.default_model}."
         logger.log(level, "the runtime ({}) is {}. {}", node.runtime.kind, status.state, what)
-    node.turns.set_slots(status.slots)
+        node.events.publish("runtime", state=status.state, reason=status.reason)
+    own = [model for model in status.models if model.slots and model.home == model.id]
+    node.turns.set_slots(
+        status.slots,
+        {model.id: model.slots for model in own if model.state != "available"},
+        {model.id: model.slots for model in own if model.state == "available"},
+    )
     node.neutraliser = Neutraliser(node.runtime.special_tokens)
     link.push()

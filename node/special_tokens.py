@@ -8,9 +8,11 @@ character breaks the spelling and leaves what a person sees.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from itertools import groupby
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, groupby, pairwise
 from types import MappingProxyType
+from typing import Any
 
 JOINER = "\u2060"
 
@@ -60,6 +62,27 @@ class Neutraliser:
         if not any(mark in text for mark in self._marks):
             return text
         return self._token.sub(_broken, text)
+
+    def clean_joined(self, texts: Sequence[str]) -> list[str]:
+        """``texts``, each by itself, cleaned as the one text that they are where nothing is put between them: a token
+        may begin in one and end in another."""
+        joined = "".join(texts)
+        cleaned = self.clean(joined)
+        if len(cleaned) == len(joined):
+            return list(texts)
+        breaks = [match.end() for match in self._token.finditer(joined)]
+        ends = [end + bisect_right(breaks, end) for end in accumulate(map(len, texts))]
+        return [cleaned[start:end] for start, end in pairwise([0, *ends])]
+
+    def clean_all(self, value: Any) -> Any:
+        """A JSON value with every string in it cleaned, keys too; as deep as the value is."""
+        if isinstance(value, str):
+            return self.clean(value)
+        if isinstance(value, list):
+            return [self.clean_all(item) for item in value]
+        if isinstance(value, dict):
+            return {self.clean(key): self.clean_all(item) for key, item in value.items()}
+        return value
 
 
 def _broken(match: re.Match[str]) -> str:

@@ -23,9 +23,11 @@ from shared.asgi.front import abort
 from shared.asgi.request_id import new_id
 from shared.asgi.responses import send_bytes
 from shared.asgi.types import Headers, Receive, Scope, Send
-from shared.contract.chat import Usage, parse_body
+from shared.contract.body import AnyBody, parse_body
 from shared.contract.errors import ApiError
+from shared.contract.snapshot import NodeSnapshot
 from shared.contract.surface import Surface
+from shared.contract.usage import Usage
 from shared.link.call import Call, read_usage
 from shared.link.session import Session
 from shared.link.streams import Reply
@@ -37,6 +39,8 @@ _BYTES_PER_EVENT = 256
 _OWN_PREFIX = "hearthlink-"
 # What a node, or the loss of it, says before an answer has begun, and another node need not say.
 _ONLY_THERE = frozenset({"node_unavailable", "draining"})
+# How a request ends that the model may not have begun on.
+_WITHOUT_ANSWER = frozenset({"stopped", "cancelled"})
 
 
 class ChatEndpoint:
@@ -59,7 +63,7 @@ class ChatEndpoint:
         body = parse_body(surface.body, raw)
 
         def permitted(upstream: Upstream) -> Permit:
-            return permit(body, len(raw), caller, upstream.snapshot, edge.policy.anonymous_raw_models)
+            return permit(surface, body, len(raw), caller, upstream.snapshot, edge.policy.anonymous_raw_models)
 
         upstream = edge.upstreams.choose()
         allowed = permitted(upstream)
@@ -71,7 +75,7 @@ class ChatEndpoint:
             chat_id=new_id(),
             request_id=scope["state"]["request_id"],
             principal=caller.link_id(edge),
-            stream=wants_stream(scope, body.stream),
+            stream=_streamed(scope, surface, body, upstream.snapshot),
             deadline=asyncio.get_running_loop().time() + edge.policy.request_timeout,
             max_tokens=allowed.max_tokens,
         )
@@ -81,11 +85,17 @@ class ChatEndpoint:
             await exchange.run(scope, receive, send)
 
 
+def _streamed(scope: Scope, surface: Surface, body: AnyBody, node: NodeSnapshot | None) -> bool:
+    if not surface.streams or body.stream is not None:
+        return surface.streams and bool(body.stream)
+    return wants_stream(scope, None, node is not None and node.streams(body.model, body.chat_type))
+
+
 @dataclass(slots=True)
 class _Exchange:
     """An admitted chat: opened on a node, relayed, and settled exactly once however it ends. ``permitted`` raises
     ApiError for a node that the caller may not ask this; ``asked`` are the names of such nodes, and of those that it
-    was opened on."""
+    was opened on; ``last`` is the part of a stream that left last."""
 
     edge: Services
     caller: Caller
@@ -94,6 +104,7 @@ class _Exchange:
     call: Call
     session: Session
     asked: set[str]
+    last: bytes = b""
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = asyncio.get_running_loop().time()
@@ -125,7 +136,7 @@ class _Exchange:
                 raise error.outside_stream() from None
             scope["state"]["error"] = error
             if error.code != "slow_consumer":
-                await _end_with(send, self.call, error)
+                await _end_with(send, self.call, error, self.last)
         finally:
             if chat is not None:
                 self.edge.chats.remove(chat)
@@ -158,6 +169,7 @@ class _Exchange:
             more = not reply.at_end
             chat.heard_at = chat.writing_since = clock()
             await write({"type": "http.response.body", "body": part, "more_body": more})
+            self.last = part
             chat.writing_since = None
             reply.passed_on(len(part))
             if not more:
@@ -230,12 +242,17 @@ class _Exchange:
             return None
         if counted is None:
             return Usage(self.permit.prompt_estimate, reply.relayed // _BYTES_PER_EVENT)
-        if not counted.total_tokens or counted.prompt_tokens:
-            return counted if counted.total_tokens else None
+        if counted.prompt_tokens:
+            return counted
+        if not counted.completion_tokens and (reply.end is None or reply.end.outcome in _WITHOUT_ANSWER):
+            return None
         return Usage(self.permit.prompt_estimate, counted.completion_tokens)
 
 
-async def _end_with(send: Send, call: Call, error: ApiError) -> None:
-    """The one error that ends a stream, framed as its surface does; a whole answer under way can only be cut."""
-    last = call.surface.frame_error(error, call.request_id) if call.stream else b""
+async def _end_with(send: Send, call: Call, error: ApiError, said: bytes) -> None:
+    """The one error that ends a stream, framed as its surface does; none behind ``said`` where that has ended it well.
+    A whole answer under way can only be cut."""
+    surface = call.surface
+    over = not call.stream or (isinstance(surface, Surface) and surface.ends(said))
+    last = b"" if over else surface.frame_error(error, call.request_id)
     await send({"type": "http.response.body", "body": last, "more_body": False})

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from edge.services import Services
 from edge.upstreams.upstream import Upstream
 from shared import __version__
-from shared.contract.errors import ApiError
+from shared.asgi.front import no_such_route
 
 if TYPE_CHECKING:  # only an edge in a tailnet imports it
     from edge.upstreams.machine import Machine
@@ -53,7 +53,7 @@ class HealthRoutes:
 
     async def metrics(self, request: Request) -> Response:
         if request.scope["state"]["listener"] != "ops":
-            raise ApiError("not_found", "There is no such route. The API begins at /v1/, see docs/api.md.")
+            raise no_such_route(request.scope)
         return Response(self._edge.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def _status(self) -> str:

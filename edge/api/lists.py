@@ -50,10 +50,13 @@ class ListRoutes:
 
     def _models(self, caller: Caller, snapshot: NodeSnapshot) -> list[ModelInfo]:
         """Chat types first, as the models ``chat:<type>`` that they are on the OpenAI surface, then raw models."""
-        context = next((model.context for model in snapshot.models if model.id == snapshot.default_model), 0)
-        types = [ModelInfo(f"chat:{kind.name}", context) for kind in self._chat_types(caller, snapshot)]
+        contexts = {model.id: model.context for model in snapshot.models}
+        types = [
+            ModelInfo(f"chat:{kind.name}", contexts.get(kind.model or snapshot.default_model, 0))
+            for kind in self._chat_types(caller, snapshot)
+        ]
         if caller.principal.chat_types is not None:
             return types  # a token that is locked to chat types asks nothing else
         open_to_all = caller.principal.kind == "anonymous" and self._edge.policy.anonymous_raw_models
-        raw = [model for model in snapshot.models if open_to_all or caller.plan.allows_model(model.id)]
+        raw = [model for model in snapshot.models if open_to_all or any(map(caller.plan.allows_model, model.names))]
         return types + raw

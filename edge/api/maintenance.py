@@ -51,7 +51,7 @@ class Closing:
             else:
                 logger.warning("the edge is closed to all but admins, who tell callers: {}", maintenance.message)
         if maintenance is not None and maintenance.ends_answers:
-            self._edge.chats.end(functools.partial(_error, maintenance))
+            self._edge.chats.end(functools.partial(_error, maintenance), answers_only=True)
 
 
 def _error(maintenance: Maintenance) -> ApiError:

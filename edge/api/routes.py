@@ -13,6 +13,7 @@ from edge.api.gate import Gate, open_to
 from edge.api.health import HealthRoutes
 from edge.api.limiter import RateLimiter
 from edge.api.lists import ListRoutes
+from edge.api.operations import operation_routes
 from edge.api.pages import PageRoutes
 from edge.api.peers import is_peers, may_be_peers, treat_as_peers
 from edge.api.stop import StopRoute
@@ -22,10 +23,11 @@ from shared.asgi.front import Envelope, Front, plain_http
 from shared.asgi.types import App, Receive, Scope, Send, header
 from shared.contract.surface import SURFACES
 
-# What OpenAI's SDKs send from a browser (clients §1), and our own.
+# What OpenAI's and Anthropic's SDKs send from a browser (clients §1), and our own.
 _REQUEST_HEADERS = (
     "Authorization", "Content-Type", "Accept", "X-API-Key", "X-Request-Id", "Idempotency-Key", "Last-Event-ID",
     "OpenAI-Organization", "OpenAI-Project", "OpenAI-Beta",
+    "Anthropic-Version", "Anthropic-Beta", "Anthropic-Dangerous-Direct-Browser-Access",
     *(f"X-Stainless-{name}" for name in (
         "Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Retry-Count", "Timeout",
         "Helper-Method", "Poll-Helper", "Async", "Read-Timeout", "Raw-Response", "Custom-Poll-Interval",
@@ -59,6 +61,7 @@ def create_app(edge: Services, audit: Audit) -> App:
         Route("/metrics", health.metrics),
         *pages.routes,
         *admin_routes(edge),
+        *operation_routes(edge),
     ]
     envelope = Envelope(open_to(plain_http(audit.strictly(Router(routes, redirect_slashes=False))), edge))
     envelope.state.limiter = limiter

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 from edge.plans import Plan
 from edge.principals import Principal
-from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
+from shared.contract.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ list has two while one is rotated."""
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -62,6 +63,21 @@ class Admission:
         ``node_unavailable`` while tailscaled cannot say who it is."""
         await self._admit_machine(scope, needs)
 
+    async def has_role(self, scope: Scope, role: Role) -> bool:
+        """Whether a machine that was let in, by a connection that still stands, has ``role`` now. A certificate on an
+        interface and the owner's socket have all. Raises ApiError ``node_unavailable`` as ``admit_machine``."""
+        if self._callers is None or not self._by_network(scope):
+            return True
+        return role in (await self._callers.who(scope)).roles
+
+    def principal(self, scope: Scope) -> str:
+        """Whose an answer is that the caller of ``scope``, which was let in, asks for beside any edge: an opaque id for
+        each machine or person of the tailnet, and one for all who are on this machine or show a certificate."""
+        seen = self._callers.seen(scope) if self._callers is not None and self._by_network(scope) else None
+        if seen is None or not seen.name:
+            return "http"
+        return f"http:{hashlib.sha256(seen.name.encode()).hexdigest()[:16]}"
+
     @asynccontextmanager
     async def kept(
         self,
@@ -89,7 +105,7 @@ class Admission:
     def refusal(self, scope: Scope, code: str, text: str, name: str = "") -> ApiError:
         """The error for a caller that is not let in, ``text`` being what it is told; one line in the log says so."""
         host, _ = scope["client"] or ("", 0)
-        who = f"{name} ({host})" if name else host
+        who = f"{name} ({host})" if name else host or "node.sock"  # who comes by the owner's socket has no address
         self._log(who, code, f"refused {who}: {text}")
         return _closing(ApiError(code, text))
 

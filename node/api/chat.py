@@ -7,13 +7,14 @@ from collections.abc import Mapping
 
 from node.admission import Admission
 from node.api.answer import answer
+from node.api.snapshots import snapshot
 from node.services import Services
 from shared.asgi.accept import wants_stream
 from shared.asgi.body import ClientLeft, check_json, discard_body, read_body
 from shared.asgi.departure import Departure
 from shared.asgi.request_id import new_id
 from shared.asgi.types import Headers, Receive, Scope, Send
-from shared.contract.chat import parse_body
+from shared.contract.body import AnyBody, parse_body
 from shared.contract.errors import ApiError
 from shared.contract.surface import Surface
 from shared.link.call import Call
@@ -46,8 +47,8 @@ class ChatEndpoint:
             body=raw,
             chat_id=new_id(),
             request_id=scope["state"]["request_id"],
-            principal="http",
-            stream=wants_stream(scope, body.stream),
+            principal=self._admission.principal(scope),
+            stream=self._streamed(scope, body),
             deadline=asyncio.get_running_loop().time() + _DEADLINE,
         )
         out = HttpOutlet(send, call.chat_id)
@@ -60,16 +61,24 @@ class ChatEndpoint:
         except ApiError as error:
             if not out.started:
                 raise error.outside_stream() from None
-            await out.end(self._surface.frame_error(error, call.request_id))
+            over = not call.stream or self._surface.ends(out.last)
+            await out.end(b"" if over else self._surface.frame_error(error, call.request_id))
         finally:
             await out.close()
 
+    def _streamed(self, scope: Scope, body: AnyBody) -> bool:
+        if not self._surface.streams or body.stream is not None:
+            return self._surface.streams and bool(body.stream)
+        return wants_stream(scope, None, snapshot(self._node).streams(body.model, body.chat_type))
+
 
 class HttpOutlet:
-    """Writes an answer as an HTTP response. ``head`` and ``note`` cannot wait, so they queue for a flush task."""
+    """Writes an answer as an HTTP response. ``head`` and ``note`` cannot wait, so they queue for a flush task. ``last``
+    is the newest piece of the answer."""
 
     def __init__(self, send: Send, chat_id: str) -> None:
         self.started = False
+        self.last = b""
         self._send = send
         self._chat_id = chat_id
         self._waiting: list[dict[str, object]] = []
@@ -90,6 +99,7 @@ class HttpOutlet:
         self._soon({"type": "http.response.body", "body": payload, "more_body": True})
 
     async def data(self, payload: bytes) -> None:
+        self.last = payload
         self._waiting.append({"type": "http.response.body", "body": payload, "more_body": True})
         await self._write()
 

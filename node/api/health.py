@@ -31,8 +31,9 @@ class Health:
         await self._admission.admit_machine(request.scope)
         now, placement = snapshot(self._node), self._node.placement
         away = placement.reason if placement is not None else ""
+        state = "yielded" if self._node.models.yielded else now.runtime_state
         payload = {
-            "status": "unreachable" if away else "ok" if now.ready else now.runtime_state,
+            "status": "unreachable" if away else "ok" if now.ready else state,
             "version": __version__,
             "runtime": now.runtime,
             "reason": away or now.reason,
@@ -49,16 +50,17 @@ class Health:
 
     async def metrics(self, request: Request) -> Response:
         await self._admission.admit_machine(request.scope)
+        await self._node.gpus.refresh()
         return Response(self._node.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def models(self, request: Request) -> Response:
         await self._admission.admit(request.scope)
-        return JSONResponse(model_list(self._node.runtime.status().models))
+        return JSONResponse(model_list(self._node.models.status().models))
 
     async def model(self, request: Request) -> Response:
         await self._admission.admit(request.scope)
         name = request.path_params["id"]
-        found = self._node.runtime.status().model(name)
+        found = self._node.models.status().model(name)
         if found is None:
             raise ApiError("model_not_found", f"There is no model {name[:100]!r} here. GET /v1/models lists them.")
         return JSONResponse(model_object(found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Container
 from urllib.parse import urlsplit
 
@@ -11,6 +12,7 @@ from loguru import logger
 
 from node.admission import Admission
 from node.api.answer import answer
+from node.api.operations import operate
 from node.api.snapshots import snapshot
 from node.services import Services
 from shared import __version__
@@ -18,6 +20,7 @@ from shared.asgi.front import SECURITY_HEADERS
 from shared.asgi.request_id import request_id_of
 from shared.asgi.types import Receive, Scope, Send, header
 from shared.contract.errors import ApiError
+from shared.contract.operation import Operation
 from shared.link import SUBPROTOCOL
 from shared.link.call import Call, End, Outlet
 from shared.link.hello import Hello
@@ -38,6 +41,7 @@ class LinkEndpoint:
         self._node = node
         self._admission = admission
         self._hosts = hosts
+        self._watching: set[asyncio.Task[object]] = set()  # streams that are no answers: nobody waits for their end
         self._seq = 0
         self._pending_push = False
 
@@ -50,7 +54,12 @@ class LinkEndpoint:
             return
         await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL})
         hello = Hello(self._node.node_id, self._node.boot_id, __version__)
-        session = Session(AsgiTransport(receive, send), hello, serve=self._serve, on_stop=self._node.running.stop)
+        session = Session(
+            AsgiTransport(receive, send),
+            hello,
+            serve=functools.partial(self._serve, scope),
+            on_stop=self._node.running.stop,
+        )
         session.send_snapshot(snapshot(self._node, self._seq).to_wire())
         self.sessions.add(session)
         try:
@@ -73,8 +82,21 @@ class LinkEndpoint:
         if self._node.draining:
             raise ApiError("draining", "The node is restarting.")
 
-    async def _serve(self, call: Call, out: Outlet) -> End:
+    async def _serve(self, scope: Scope, call: Call, out: Outlet) -> End:
+        if isinstance(call.surface, Operation):
+            call.admin = await self._admission.has_role(scope, "admin")
+            return await self._operate(call, out)
         return await answer(call, out, self._node)
+
+    async def _operate(self, call: Call, out: Outlet) -> End:
+        task = asyncio.current_task()
+        if call.stream and task is not None:
+            self._watching.add(task)
+        try:
+            return await operate(call, out, self._node)
+        finally:
+            if task is not None:
+                self._watching.discard(task)
 
     def push(self) -> None:
         """Send a snapshot to every edge, once for all changes of this tick."""
@@ -93,6 +115,8 @@ class LinkEndpoint:
         """No new streams; wait for the running ones, then end them with ``server_draining``; close the links."""
         for session in self.sessions:
             session.go_away()
+        for task in self._watching:
+            task.cancel()
         if not await self._drained(seconds):
             error = ApiError("server_draining", "The node is restarting. Ask again in a moment.")
             for session in self.sessions:

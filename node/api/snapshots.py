@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from node.api.ways import surfaces_of
 from node.services import Services
 from shared import __version__
 from shared.contract.snapshot import NodeSnapshot
 
 
 def snapshot(node: Services, seq: int = 0) -> NodeSnapshot:
-    status = node.runtime.status()
+    status = node.models.status()
     return NodeSnapshot(
         node_id=node.node_id,
         boot_id=node.boot_id,
@@ -25,4 +26,6 @@ def snapshot(node: Services, seq: int = 0) -> NodeSnapshot:
         queued=node.turns.queued,
         queue_limit=node.turns.queue_limit,
         max_tokens=node.max_tokens,
+        surfaces=surfaces_of(status.apis),
+        streamed=tuple(model.id for model in status.models if node.models.defaults(model.alias_of or model.id).stream),
     )

@@ -19,7 +19,7 @@ from edge.services import Services
 from edge.store.admin import Admin
 from edge.store.errors import AdminError, NoSuchError, StoreError
 from shared.asgi.body import check_json, read_body
-from shared.contract.chat import Body, parse_body
+from shared.contract.body import Body, parse_body
 from shared.contract.errors import ApiError
 from shared.contract.secrets import API_KEY, INVITE
 from shared.state import StateError
@@ -44,7 +44,7 @@ def resource(path: str, **methods: Callable[[Request], Awaitable[Response]]) -> 
 async def enter(request: Request, edge: Services, route: str) -> None:
     """Let an admin in, and nobody else, before the body is read. Raises ApiError 401, 403 or 429."""
     caller = accounting.enter(request.scope, edge, route, _SCOPE)
-    _check_credential(caller.principal)
+    check_credential(caller.principal)
     await accounting.take_request(request.scope, edge, caller)
 
 
@@ -65,7 +65,7 @@ async def administering(edge: Services) -> AsyncIterator[Admin]:
         raise ApiError("overloaded", text) from None
 
 
-def _check_credential(principal: Principal) -> None:
+def check_credential(principal: Principal) -> None:
     """Raises ApiError ``missing_token`` for a caller who shows none because nobody has to, ``insufficient_scope`` for
     one that is for chats whatever its plan says, or is locked: it could make another one without its locks."""
     if principal.kind == "local":

@@ -39,8 +39,8 @@ from edge.store.redis.remembered import Remembered
 from edge.store.redis.scripts import ADMIT, BEAT, LEAVE, LOOK, RECORDS, REVOKE, STANDING
 from edge.store.redis.server import NoAnswer, Server
 from edge.store.redis.settlements import Settlements
-from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
+from shared.contract.usage import Usage
 from shared.signing_keys import SigningKeys
 
 # A change is promised within 1 s, and a server that is back is used after this long.

@@ -31,8 +31,8 @@ from edge.store.sqlite.invites import Invites
 from edge.store.sqlite.journal import Journal
 from edge.store.sqlite.write_ahead_log import WriteAheadLog
 from edge.store.uses import TokenUses
-from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
+from shared.contract.usage import Usage
 from shared.state import StateDir, StateError
 
 # Half of what a crash may forget, so that one commit may fail and still be in time.

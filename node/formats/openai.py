@@ -9,100 +9,30 @@ Success is a finish_reason *and* ``[DONE]`` (runtimes §0).
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from node.formats.events import MAX_ANSWER, to_json, whole_events
+from node.formats.format import ErrorOf, Format
+from node.formats.likeness import Likeness
+from node.formats.tool_calls import ToolCalls
+from node.runtime import Inference
 from shared.contract import sse
-from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
 from shared.contract.surface import Surface
-from shared.link.call import Tally, read_usage
+from shared.contract.usage import Usage
+from shared.link.call import Call, Tally, read_usage
 
-# Any of these in an event and it is read instead of passed on.
-_ODD = (
-    b'"finish_reason":"',
-    b'"finish_reason": "',
-    b'"usage":{',
-    b'"usage": {',
-    b'"error"',
-    b'"reasoning"',
-    b'"prompt_progress"',
-    b"[DONE]",
-    b"\n",  # more lines than the one of data: an event name, a comment
-)
-# Nor can the text of these be taken out without reading the event.
-_NOT_ONLY_TEXT = (b'"reasoning_content":"', b'"tool_calls":[')
-_TEXT = b'"content":"'
-_OBJECT = (b"data: {", b"data:{")
-# An event without any of these says nothing to the caller, or says it in an unknown way.
-_SAYS = (_TEXT, b'"content": "', *_NOT_ONLY_TEXT, b'"reasoning_content": "', b'"tool_calls": [')
-_STRING = json.JSONDecoder()
 # What a runtime calls an answer or a model is repeated in every event made here.
 _MAX_NAME = 256
-# Bytes of the stream behind one whole answer, about 250 a token: its text is held in memory until the end.
-_MAX_ANSWER = 64 << 20
-
-
-class Likeness:
-    """Recognises ordinary events of one stream: ``data:`` with nothing of interest but a text.
-
-    ``passes(event)`` for those that may be relayed; ``text(event)`` gives the text of one whose rest says nothing, else
-    None. Cost: three comparisons where the runtime repeats itself, as all known ones do.
-    """
-
-    def __init__(self) -> None:
-        self._before = b""
-        self._after = b""
-        self._around = sys.maxsize  # nothing is like what has not been seen
-
-    def passes(self, event: bytes) -> bool:
-        return self._same(event) is not None or (
-            _ordinary(event) and any(map(event.__contains__, _SAYS)) and self._learn(event)
-        )
-
-    def text(self, event: bytes) -> str | None:
-        found = self._same(event)
-        if found is not None:
-            return found.decode("utf-8", "replace")
-        if not _ordinary(event) or any(map(event.__contains__, _NOT_ONLY_TEXT)):
-            return None
-        at = event.find(_TEXT)
-        if at < 0:
-            return None
-        self._learn(event)
-        try:
-            return _STRING.raw_decode(event.decode(), len(event[: at + len(_TEXT) - 1].decode()))[0]
-        except ValueError:
-            return None
-
-    def _same(self, event: bytes) -> bytes | None:
-        if not (event.startswith(self._before) and event.endswith(self._after) and len(event) >= self._around):
-            return None
-        text = event[len(self._before) : len(event) - len(self._after)]
-        # A quote or backslash needs JSON's rules; the newline would make it two lines of SSE.
-        return None if b'"' in text or b"\\" in text or b"\n" in text else text
-
-    def _learn(self, event: bytes) -> bool:
-        """Take ``event``, which is ordinary, as the pattern of the next ones; True always."""
-        before, key, rest = event.partition(_TEXT)
-        text, quote, after = rest.partition(b'"')
-        if quote and b"\\" not in text and not any(map(event.__contains__, _NOT_ONLY_TEXT)):
-            self._before, self._after = before + key, quote + after
-            self._around = len(self._before) + len(self._after)
-        return True
-
-
-def _ordinary(event: bytes) -> bool:
-    return event.startswith(_OBJECT) and event.endswith(b"}") and not any(map(event.__contains__, _ODD))
 
 
 class Reading:
-    """What is known of an answer so far; shared by the streamed and the whole form."""
+    """What is known of an answer so far; shared by the streamed and the whole form. ``logprobs`` are those of the event
+    that was read last, None where it had none."""
 
-    def __init__(
-        self, tally: Tally, max_tokens: int, id: str, created: int, error_of: Callable[[object], ApiError]
-    ) -> None:
+    def __init__(self, tally: Tally, max_tokens: int, id: str, created: int, error_of: ErrorOf) -> None:
         """``id`` and ``created`` (Unix seconds) stand in until the runtime has named its own."""
         self.id = id
         self.created = created
@@ -110,6 +40,7 @@ class Reading:
         self._named = False
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
+        self.logprobs: dict[str, Any] | None = None
         self.done = False
         self.tally = tally
         self._max_tokens = max_tokens
@@ -134,13 +65,14 @@ class Reading:
             raise ApiError("upstream_invalid", "The model runtime sent an event that is not an object.")
         if chunk.get("error") or chunk.get("object") == "error":
             raise self._error_of(chunk)
-        if (usage := read_usage(chunk.get("usage"))) is not None:
-            self.usage = usage
-            self.tally.prompt_tokens, self.tally.completion_tokens = usage.prompt_tokens, usage.completion_tokens
         if not self._named:
             self._named = True
             self._name(chunk)
-        return self._delta(chunk)
+        delta = self._delta(chunk)
+        if (usage := read_usage(chunk.get("usage"))) is not None:  # of all so far, this delta included
+            self.usage = usage
+            self.tally.told(usage)
+        return delta
 
     def _name(self, chunk: dict[str, Any]) -> None:
         for field, kind in (("id", str), ("model", str), ("created", int)):
@@ -151,12 +83,22 @@ class Reading:
         choices = chunk.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             return None
-        if isinstance(reason := choices[0].get("finish_reason"), str):
+        choice = choices[0]
+        if isinstance(reason := choice.get("finish_reason"), str):
             self.finish_reason = reason
-        delta = choices[0].get("delta")
-        if not isinstance(delta, dict):
-            return None
+        logprobs = choice.get("logprobs")
+        self.logprobs = logprobs if isinstance(logprobs, dict) else None
+        shown = self._shown(choice)
+        if shown:
+            self.count(1)
+        return shown or None
+
+    def _shown(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """What of ``choice`` the caller may see: fields of its delta."""
+        delta = choice.get("delta")
         shown: dict[str, Any] = {}
+        if not isinstance(delta, dict):
+            return shown
         for name, value, kind in (
             ("content", delta.get("content"), str),
             ("reasoning_content", delta.get("reasoning_content") or delta.get("reasoning"), str),
@@ -166,9 +108,13 @@ class Reading:
                 raise ApiError("upstream_invalid", f"The model runtime sent {name} of another type.")
             if value:
                 shown[name] = value
-        if shown and self.usage is None:
-            self.tally.completion_tokens += 1
-        return shown or None
+        return shown
+
+    def count(self, events: int) -> None:
+        """So many events said something. Behind a usage they count as well, unless the answer is over: some runtimes
+        tell one early."""
+        if self.usage is None or self.finish_reason is None:
+            self.tally.completion_tokens += events
 
     def check_end(self) -> None:
         """At EOF or ``[DONE]``. Raises ApiError ``upstream_incomplete`` when the answer is cut."""
@@ -177,20 +123,23 @@ class Reading:
 
     def too_long(self) -> bool:
         """The runtime has passed max_tokens (Ollama is reported to ignore it): end the answer ourselves."""
-        return self.usage is None and self.finish_reason is None and self.tally.completion_tokens > self._max_tokens
+        return self.finish_reason is None and self.tally.completion_tokens > self._max_tokens
 
 
 class StreamNormaliser:
     """Slices of a runtime's stream in, whole events for the caller out."""
+
+    object_name = "chat.completion.chunk"
+    text_key = "content"
 
     def __init__(self, reading: Reading, surface: Surface, include_usage: bool) -> None:
         self.reading = reading
         self._surface = surface
         self._include_usage = include_usage
         self._framer = sse.Framer()
-        self._likeness = Likeness()
+        self._likeness = Likeness(self.text_key)
         self._flowing = False
-        self._noted_role = False
+        self._opened = False
         self.heard = False  # the runtime has said something that is no error: its verdict is in
         self.failure: ApiError | None = None
 
@@ -198,17 +147,13 @@ class StreamNormaliser:
         """(bytes before the first token, bytes of the answer); both hold whole events. Raises ApiError; when good
         events stood before the fault in the same slice, they are returned, and the error is left in ``failure``."""
         if self._flowing and self._framer.passes(chunk) and self._likeness.passes(chunk[:-2]):
-            self._count(1)  # one ordinary event, in a read of its own: nearly all are
+            self.reading.count(1)  # one ordinary event, in a read of its own: nearly all are
             return b"", chunk
-        events = _whole_events(self._framer, chunk)
+        events = whole_events(self._framer, chunk)
         if self._flowing and all(map(self._likeness.passes, events)):
-            self._count(len(events))
+            self.reading.count(len(events))
             return b"", b"\n\n".join(events) + b"\n\n" if events else b""
         return self._read(events)
-
-    def _count(self, events: int) -> None:
-        if self.reading.usage is None:
-            self.reading.tally.completion_tokens += events
 
     def _read(self, events: list[bytes]) -> tuple[bytes, bytes]:
         notes: list[bytes] = []
@@ -216,7 +161,7 @@ class StreamNormaliser:
         try:
             for raw in events:
                 if self._flowing and self._likeness.passes(raw):
-                    self._count(1)
+                    self.reading.count(1)
                     data.append(raw + b"\n\n")
                 elif not self._read_one(raw, notes, data):
                     break
@@ -233,93 +178,144 @@ class StreamNormaliser:
             if self.reading.done:
                 return False
             self.heard = True
-            if not self._noted_role:
-                self._noted_role = True
-                notes.append(self._chunk({"role": "assistant", "content": ""}))
+            if not self._opened:
+                self._opened = True
+                notes.append(self._opening())
             if delta is not None:
                 self._flowing = True
-                data.append(self._chunk(delta))
+                data.append(self._encode({"choices": [self._choice(delta, self.reading.logprobs)]}))
         return True
 
     def finish(self, reason: str | None = None) -> bytes:
         """The finishing chunk, the usage chunk where it is wanted, and the surface's terminal marker."""
         reading = self.reading
-        parts = [] if self._noted_role else [self._chunk({"role": "assistant", "content": ""})]
-        parts.append(self._chunk({}, reason or reading.finish_reason or "stop"))
+        parts = [] if self._opened else [self._opening()]
+        parts.append(self._encode({"choices": [self._choice({}, None, reason or reading.finish_reason or "stop")]}))
         if self._include_usage:
             parts.append(self._encode({"choices": [], "usage": reading.tally.usage().to_wire()}))
         parts.append(self._surface.terminal)
         return b"".join(parts)
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        return self._encode({"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]})
+    def _opening(self) -> bytes:
+        """What stands in front of the first text."""
+        return self._encode({"choices": [self._choice({"role": "assistant", "content": ""})]})
+
+    def _choice(
+        self, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish_reason: str | None = None
+    ) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+        if logprobs is not None:
+            choice["logprobs"] = logprobs
+        return choice
 
     def _encode(self, fields: dict[str, Any]) -> bytes:
         reading = self.reading
-        head = {"id": reading.id, "object": "chat.completion.chunk", "created": reading.created, "model": reading.model}
-        return sse.encode(_to_json({**head, **fields}))
-
-
-def _to_json(fields: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:  # half a surrogate pair, cut in two by some runtimes: only an escape can hold it
-        return json.dumps(fields, separators=(",", ":")).encode()
-
-
-def _whole_events(framer: sse.Framer, chunk: bytes) -> list[bytes]:
-    """The events that ``chunk`` completes, without their blank lines."""
-    try:
-        events = framer.feed(chunk).split(b"\n\n")
-    except sse.SSEError:
-        raise ApiError("upstream_invalid", "The model runtime sent an event over 1 MiB.") from None
-    return [event for event in (piece.lstrip(b"\n") for piece in events) if event]
+        head = {"id": reading.id, "object": self.object_name, "created": reading.created, "model": reading.model}
+        return sse.encode(to_json({**head, **fields}))
 
 
 class WholeAnswer:
     """Collects a runtime's stream for a caller who wants one JSON object."""
 
+    object_name = "chat.completion"
+    text_key = "content"
+
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
         self._framer = sse.Framer()
-        self._likeness = Likeness()
+        self._likeness = Likeness(self.text_key)
         self._texts: list[str] = []
         self._reasoning: list[str] = []
+        self._calls = ToolCalls()
+        self._logprobs: dict[str, Any] = {}
         self._size = 0
 
     def feed(self, chunk: bytes) -> None:
         """Raises ApiError."""
         self._size += len(chunk)
-        if self._size > _MAX_ANSWER:
+        if self._size > MAX_ANSWER:
             raise ApiError("upstream_invalid", "The model runtime's answer does not end.")
-        for raw in _whole_events(self._framer, chunk):
+        for raw in whole_events(self._framer, chunk):
             if (text := self._likeness.text(raw)) is not None:
                 self._texts.append(text)
-                if text and self.reading.usage is None:
-                    self.reading.tally.completion_tokens += 1
+                if text:
+                    self.reading.count(1)
                 continue
             for event in sse.read_event(raw):
                 delta = self.reading.take(event)
                 if self.reading.done:
                     return
                 if delta is not None:
-                    self._texts.append(delta.get("content", ""))
-                    self._reasoning.append(delta.get("reasoning_content", ""))
+                    self._take(delta)
+                if self.reading.logprobs is not None:
+                    _merge(self._logprobs, self.reading.logprobs)
 
-    def body(self, extra: dict[str, Any], reason: str | None = None) -> bytes:
+    def _take(self, delta: dict[str, Any]) -> None:
+        self._texts.append(delta.get(self.text_key, ""))
+        self._reasoning.append(delta.get("reasoning_content", ""))
+        self._calls.take(delta.get("tool_calls", ()))
+
+    def body(self, extra: Mapping[str, Any], reason: str | None = None) -> bytes:
         """The JSON answer of design §3.3; ``extra`` fields are added to it."""
         reading = self.reading
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(self._texts)}
-        if any(self._reasoning):
-            message["reasoning_content"] = "".join(self._reasoning)
-        choice = {"index": 0, "message": message, "finish_reason": reason or reading.finish_reason or "stop"}
+        choice = {"index": 0, **self._said(), "finish_reason": reason or reading.finish_reason or "stop"}
+        if self._logprobs:
+            choice["logprobs"] = self._logprobs
         answer = {
             "id": reading.id,
-            "object": "chat.completion",
+            "object": self.object_name,
             "created": reading.created,
             "model": reading.model,
             "choices": [choice],
             "usage": reading.tally.usage().to_wire(),
             **extra,
         }
-        return _to_json(answer)
+        return to_json(answer)
+
+    def _said(self) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": self.text()}
+        if any(self._reasoning):
+            message["reasoning_content"] = "".join(self._reasoning)
+        if calls := self._calls.whole():
+            message["tool_calls"] = calls
+            message["content"] = message["content"] or None
+        return {"message": message}
+
+    def text(self) -> str:
+        return "".join(self._texts)
+
+
+def _merge(whole: dict[str, Any], piece: dict[str, Any]) -> None:
+    """Lists go on where they ended; of anything else the newest stands."""
+    for name, value in piece.items():
+        if isinstance(value, list) and isinstance(whole.get(name), list):
+            whole[name].extend(value)
+        else:
+            whole[name] = list(value) if isinstance(value, list) else value
+
+
+def _new_reading(call: Call, inference: Inference, error_of: ErrorOf) -> Reading:
+    """Ids of our own stand in until the runtime has named its own."""
+    return Reading(call.tally, inference.max_tokens, f"chatcmpl-{call.chat_id}", int(time.time()), error_of)
+
+
+def choices_of(events: bytes) -> Iterator[dict[str, Any]]:
+    """The first choice of each chunk in ``events``. One that passed as it came may be no JSON: it is passed over."""
+    for block in events.split(b"\n\n"):
+        for event in sse.read_event(block) if block else ():
+            try:
+                chunk = json.loads(event.data)
+            except (ValueError, RecursionError):
+                continue  # the terminal marker, for one
+            choices = chunk.get("choices") if isinstance(chunk, dict) else None
+            if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+                yield choices[0]
+
+
+def _text_of(events: bytes) -> str:
+    deltas = (choice.get("delta") for choice in choices_of(events))
+    texts = (delta.get("content") for delta in deltas if isinstance(delta, dict))
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+CHAT = Format(_new_reading, StreamNormaliser, WholeAnswer, _text_of)

@@ -1,0 +1,1 @@
+"""What callers of ``POST /api/chat`` said and were told, each principal's apart from all others'."""
