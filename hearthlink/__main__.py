@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from hearthlink import (
+    backup,
     chat,
     config,
     doctor,
@@ -20,6 +21,7 @@ from hearthlink import (
     limits,
     maintenance,
     model,
+    model_node,
     serve,
     signing_keys,
     smoke,
@@ -70,6 +72,8 @@ def build(invocation: _Invocation) -> typer.Typer:
     app.command()(chat.chat)
     app.command()(smoke.smoke)
     app.command()(doctor.doctor)
+    app.command()(backup.backup)
+    app.command()(backup.restore)
     for group, text, verbs in (
         (
             "key",
@@ -84,7 +88,20 @@ def build(invocation: _Invocation) -> typer.Typer:
             "Close the edge to all but admins, with a message.",
             (maintenance.on, maintenance.off, maintenance.show),
         ),
-        ("model", "Models on this machine, and those of a hub.", (model.pull, model.list_, model.rm)),
+        (
+            "model",
+            "Models of this machine, of a hub, and of a node.",
+            (
+                model.pull,
+                model.list_,
+                model.rm,
+                model_node.load,
+                model_node.unload,
+                model_node.activate,
+                model_node.yield_,
+                model_node.resume,
+            ),
+        ),
         ("setup", "Open the edge to others, through what runs here already.", (tailnet.tailnet,)),
         ("config", "Settings of this machine.", (config.show, config.check, config.reference)),
     ):

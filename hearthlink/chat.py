@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hearthlink import options
-from hearthlink.output import Failure, Status, print_json, printable, say
+from hearthlink.output import Failure, Status, moving_terminal, print_json, printable
 
 if TYPE_CHECKING:
+    from rich.status import Status as Spinner
+    from rich.text import Text
+
     from hearthlink.client import Answer, EdgeClient, Part
     from shared.settings import Settings
 
@@ -115,15 +118,20 @@ async def _write(edge: EdgeClient, answer: Answer) -> None:
 async def _write_parts(answer: Answer) -> None:
     terminal = sys.stdout.isatty()
     text = "\n"
+    waiting = _Waiting()
     try:
         async for part in answer.parts():
             if part.text:
+                waiting.end()
                 text = part.text
                 sys.stdout.write(printable(text) if terminal else text)
                 sys.stdout.flush()
-            elif part.event:
-                _tell(part)
+            elif reason := _why(part):
+                waiting.show(reason)
+            elif not part.event:  # its turn has come, and its model is in memory
+                waiting.end()
     finally:
+        waiting.end()
         if not text.endswith("\n"):
             print(flush=True)
 
@@ -133,11 +141,38 @@ async def _stop(edge: EdgeClient, answer: Answer) -> None:
         await edge.stop(answer.chat_id)
 
 
-def _tell(part: Part) -> None:
-    """Why nothing comes yet, to a person who watches."""
-    if not sys.stderr.isatty():
-        return
+class _Waiting:
+    """Why nothing comes yet, to a person who watches: one line, which is gone with the first word."""
+
+    def __init__(self) -> None:
+        self._spinner: Spinner | None = None
+
+    def show(self, reason: str) -> None:
+        if self._spinner is not None:
+            self._spinner.update(_plain(reason))
+        elif (console := moving_terminal()) is not None:
+            self._spinner = console.status(_plain(reason))
+            self._spinner.start()
+
+    def end(self) -> None:
+        """Idempotent."""
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
+
+
+def _plain(text: str) -> Text:
+    from rich.text import Text
+
+    return Text(printable(text))
+
+
+def _why(part: Part) -> str:
+    """Empty for a part that is waited for no more."""
     if part.event == "queued":
-        say(f"Waiting: place {part.fields.get('position', '?')} in the queue.")
-    elif part.event == "loading":
-        say(f"Waiting: the model {part.fields.get('model', '')} is loading.")
+        return f"Waiting: place {part.fields.get('position', '?')} in the queue."
+    if part.event == "loading":
+        progress = part.fields.get("progress")
+        far = f", {100 * progress:.0f} %" if isinstance(progress, (int, float)) else ""
+        return f"Waiting: the model {part.fields.get('model', '')} is loading{far}."
+    return ""

@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import SplitResult
@@ -66,10 +67,11 @@ class EdgeClient:
 
     So does what passes Cloudflare Access (``access_headers``); ``behind_access`` says whether there is such.
 
-    Proxies of the environment are used for other machines, never for loopback.
+    Proxies of the environment are used for other machines, never for loopback. With ``socket`` the connection is to
+    that unix socket, whatever ``url`` says.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], *, socket: Path | None = None) -> None:
         parts = base_url(url)
         self.url = url.rstrip("/")
         self.local = is_loopback(parts.hostname or "")
@@ -77,6 +79,7 @@ class EdgeClient:
         access = access_headers(url)
         self.behind_access = bool(access)
         self._client = httpx2.AsyncClient(
+            transport=httpx2.AsyncHTTPTransport(uds=str(socket)) if socket is not None else None,
             trust_env=not self.local,
             headers={"User-Agent": f"hearthlink/{__version__}", **access, **headers},
             timeout=httpx2.Timeout(_SILENT_SECONDS, connect=_CONNECT_SECONDS),
@@ -131,6 +134,31 @@ class EdgeClient:
                 yield Answer(response)
         except httpx2.TransportError as error:
             raise self._unreachable(error) from None
+
+    async def events(
+        self, method: str, path: str, body: Any = None, *, silent: float = _SILENT_SECONDS
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Names and fields of the events of what answers with a stream, to its end. ``silent`` are the seconds without
+        a byte after which it is given up. Raises Failure, also for an error in the stream."""
+        timeout = httpx2.Timeout(silent, connect=_CONNECT_SECONDS)
+        headers = {"Accept": "text/event-stream"}
+        try:
+            async with self._client.stream(
+                method, self.url + path, json=body, headers=headers, timeout=timeout
+            ) as response:
+                if not response.is_success:
+                    raise self._refused(response.status_code, response.headers, await response.aread())
+                decoder = sse.Decoder()
+                async for chunk in response.aiter_bytes():
+                    for event in decoder.feed(chunk):
+                        fields = json.loads(event.data)
+                        if event.event == "error":
+                            raise failure_of(fields, 200, response.headers.get("x-request-id", ""))
+                        yield event.event, fields
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from None
+        except (sse.SSEError, ValueError, KeyError, TypeError):
+            raise Failure("The stream is not one of Hearthlink.") from None
 
     async def stop(self, chat_id: str) -> bool:
         """Stop a chat; False when it was over already. Raises Failure."""

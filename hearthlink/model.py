@@ -1,14 +1,16 @@
-"""``hearthlink model pull|list|rm``: models from a hub, in the local state."""
+"""``hearthlink model pull|list|rm``: models from a hub, in the local state, and what the node has of them."""
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hearthlink import options
+from hearthlink import model_node, options
 from hearthlink.models.catalogue import CATALOGUE, Choice, short_names
-from hearthlink.output import Failure, print_json, print_table, say
+from hearthlink.output import Failure, Status, print_json, print_table, say
 
 if TYPE_CHECKING:
     from hearthlink.models.shelf import Entry
@@ -21,7 +23,7 @@ def pull(
     json: options.Json = False,
     config: options.Config = None,
 ) -> None:
-    """Load a model from a hub, or what is missing of it, and print its path.
+    """Fetch a model from a hub, or what is missing of it, and print its path.
 
     Goes on where an earlier try ended; the file is checked against the hub's sha256 before it gets its name.
     HF_ENDPOINT names another hub, HF_TOKEN opens what is private or gated.
@@ -40,19 +42,68 @@ def pull(
         say(f"{entry.name} ({amounts.size(entry.here)}) is ready: hearthlink up --model {choice}")
 
 
-def list_(json: options.Json = False, config: options.Config = None) -> None:
-    """List the models that were pulled, and what is left of pulls that were not finished."""
+def list_(
+    url: model_node.Url = None,
+    key: model_node.Key = None,
+    node: model_node.Node = None,
+    json: options.Json = False,
+    config: options.Config = None,
+) -> None:
+    """List the models that were pulled, what is left of pulls that were not finished, and what the node answers with.
+
+    With --url only the last.
+    """
     from hearthlink.models.shelf import Shelf
 
-    entries = Shelf(options.settings_from(config).state).entries()
+    there = asyncio.run(_at_node(url, key, node, config))
+    entries = Shelf(options.settings_from(config).state).entries() if url is None else []
     if json:
-        print_json([_row(entry) for entry in entries])
+        print_json([*(_row(entry) for entry in entries), *(there or {}).get("data", [])])
         return
     if entries:
         print_table(("name", "size", "state", "model"), [_cells(entry) for entry in entries])
-    else:
+    elif url is None:
         say("No model was pulled yet.")
-    here = {entry.short for entry in entries}
+    if there is not None:
+        _print_node(there)
+    else:
+        say("No node runs here.")
+    if url is None:
+        _print_offers({entry.short for entry in entries})
+
+
+async def _at_node(url: str | None, key: str | None, node: str | None, config: Path | None) -> dict[str, Any] | None:
+    """What the node says; None where none was named and none runs here. Raises Failure."""
+    try:
+        return await model_node.listed(url, key, node, config)
+    except Failure as failure:
+        if url is None and failure.status is Status.UNAVAILABLE:
+            return None
+        raise
+
+
+def _print_node(there: dict[str, Any]) -> None:
+    from hearthlink.models import amounts
+
+    runtime, default = there["runtime"], there["default"]
+    if runtime["state"] != "ready":
+        say(f"The node ({runtime['kind']}) is {runtime['state']}. {runtime['reason']}")
+    rows = [
+        (
+            f"{model['id']} (default)" if model["id"] == default else model["id"],
+            amounts.size(model["size"]) if model["size"] else "",
+            model["state"],
+            str(model["context_length"] or ""),
+            str(model["running"]),
+            ", ".join(model["aliases"]),
+        )
+        for model in there["data"]
+    ]
+    if rows:
+        print_table((f"on the node ({runtime['kind']})", "size", "state", "context", "running", "aliases"), rows)
+
+
+def _print_offers(here: set[str]) -> None:
     if others := [choice for choice in CATALOGUE if choice.short not in here]:
         say("To pull with hearthlink model pull NAME:")
         for choice in others:

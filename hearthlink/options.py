@@ -78,12 +78,12 @@ def wanted_model(settings: Settings) -> Wanted | None:
     from hearthlink.models.wanted import Wanted, wanted
 
     runtime = settings.node.runtime
-    if runtime.model is None or not runtime.embedded:
+    if (model := runtime.own_model) is None or not runtime.embedded:
         return None
-    if isinstance(runtime.model, Path):
-        return Wanted(runtime.model)
+    if isinstance(model, Path):
+        return Wanted(model)
     try:
-        return wanted(runtime.model, settings.state)
+        return wanted(model, settings.state)
     except Failure as failure:
         origin = settings.origin(MODEL)
         place = "" if origin == "flag" else f"{MODEL} ({origin}): "

@@ -22,17 +22,21 @@ _EMBEDDED_FAILURES = 1
 _BROKEN_SECONDS = 2.0
 # How long a server of the person's own may be away or without a model: time to start it and to load one.
 _AWAY_SECONDS = 600.0
+# How the embedded runtime's reason ends where a process ended and another one is started.
+_AGAIN = "It is started again."
 # Somebody may take the node's port between choosing and binding it; twice in a row something else is wrong.
 _STARTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What answers: the model's name and the kind of runtime. ``closed``: maintenance is on."""
+    """What answers: the model's name and the kind of runtime. ``closed``: maintenance is on. ``yielded``: nobody is
+    answered until the node's owner takes the GPU back."""
 
     model: str
     runtime: str
     closed: bool = False
+    yielded: bool = False
 
 
 @dataclass(slots=True)
@@ -52,7 +56,8 @@ class Pair:
     children: list[Child] = field(default_factory=list)
 
     async def start(self, progress: Progress) -> Ready:
-        """Start both and wait until a chat can be answered. Raises Failure."""
+        """Start both and wait until a chat can be answered, or the node's owner is all that it waits for. Raises
+        Failure."""
         for last in [False] * (_STARTS - 1) + [True]:
             self.node_port = ports.free()
             environment = self.environment(self.node_port)
@@ -99,15 +104,23 @@ class Pair:
                         raise Failure(self._epitaph(child))
                 node = await _health(client, self.node_port)
                 edge = await _health(client, self.port + 1)
-                if _ready(node) and self._linked(edge):
-                    return Ready(str(node.get("model", "")), str(node.get("runtime", "")), _closed(edge))
+                yielded = node.get("status") == "yielded"
+                if self._joined(edge) if yielded else _ready(node) and self._linked(edge):
+                    return Ready(str(node.get("model", "")), str(node.get("runtime", "")), _closed(edge), yielded)
                 progress.show(*patience.judge(node))
                 await asyncio.sleep(_LOOK_EVERY)
 
     def _linked(self, edge: Mapping[str, Any]) -> bool:
         """Whether this is the health of our own edge, and it reaches our node."""
-        ours = (row for row in edge.get("nodes") or () if f":{self.node_port}/" in str(row.get("url")))
-        return (_ready(edge) or _closed(edge)) and any(row.get("connected") and row.get("ready") for row in ours)
+        answers = _ready(edge) or _closed(edge)
+        return answers and any(row.get("connected") and row.get("ready") for row in self._ours(edge))
+
+    def _joined(self, edge: Mapping[str, Any]) -> bool:
+        """As ``_linked``, whether or not our node can answer."""
+        return any(row.get("connected") for row in self._ours(edge))
+
+    def _ours(self, edge: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [row for row in edge.get("nodes") or () if f":{self.node_port}/" in str(row.get("url"))]
 
     def _epitaph(self, child: Child) -> str:
         if child.name == "edge":
@@ -131,13 +144,16 @@ class _Patience:
     def __init__(self) -> None:
         self._since: float | None = None  # when the node began to say "unavailable"
         self._failures = 0
+        self._last = "starting", "Starting node and edge."
 
     def judge(self, node: Mapping[str, Any]) -> tuple[str, str]:
         """What is waited for: stage and sentence. Raises Failure when that has become hopeless."""
         state, reason = str(node.get("status", "starting")), str(node.get("reason", ""))
         if state != "unavailable":
             self._since = None
-            return state, reason or "Starting node and edge."
+            if reason and state != "yielded":  # of that its log tells, and what ``Ready`` says
+                self._last = state, reason
+            return self._last
         now = asyncio.get_running_loop().time()
         if self._since is None:
             self._since = now
@@ -148,7 +164,9 @@ class _Patience:
             return reason, reason
         if self._failures > _EMBEDDED_FAILURES or now - self._since > _BROKEN_SECONDS:
             raise Failure(reason)
-        return state, "llama.cpp ended before it was ready, and is started again."
+        if reason.endswith(_AGAIN):  # else no process of it has run: there is no model
+            self._last = state, "llama.cpp ended before it was ready, and is started again."
+        return self._last
 
 
 async def _health(client: httpx2.AsyncClient, port: int) -> dict[str, Any]:

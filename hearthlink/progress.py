@@ -1,4 +1,4 @@
-"""What ``up`` is waiting for: a spinner on a terminal, else a line when it changes and every few seconds."""
+"""What ``up`` is waiting for: a spinner on a terminal, else a line when it changes, one in a few seconds."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._spinner: Status | None = None
+        self._stage = ""
         self._shown = ""
         self._shown_at = 0.0
 
@@ -34,15 +35,15 @@ class Progress:
         self.stop()
 
     def show(self, stage: str, text: str) -> None:
-        """Wait for ``text``. ``stage`` is what a change of deserves a line of its own."""
+        """Wait for ``text``. ``stage`` is what a change of deserves a line of its own, at once."""
         if self._spinner is not None:
             from rich.text import Text
 
             self._spinner.update(Text(printable(text)))
             return
         now = time.monotonic()
-        if stage != self._shown or now - self._shown_at >= _LINE_EVERY:
-            self._shown, self._shown_at = stage, now
+        if stage != self._stage or (text != self._shown and now - self._shown_at >= _LINE_EVERY):
+            self._stage, self._shown, self._shown_at = stage, text, now
             say(text)
 
     def note(self, text: str) -> None:

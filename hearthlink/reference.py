@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -151,6 +151,8 @@ def _type(field: FieldInfo) -> str:
     """The type in words, with the bounds."""
     words = _words(field.annotation, field.metadata)
     bounds = {name: _value(field, value) for name in ("ge", "gt", "le") if (value := _bound(field, name)) is not None}
+    if "gt" in bounds and "le" not in bounds:
+        return f"{words}, more than {bounds['gt']}"
     lowest = bounds.get("ge", f"more than {bounds['gt']}" if "gt" in bounds else None)
     if lowest is None:
         return words
@@ -200,10 +202,21 @@ def _toml(value: Any) -> str:
 
 def _value(field: FieldInfo, value: Any) -> Any:
     """``value`` with its unit, where the field has one."""
-    checks = {getattr(check, "func", None) for check in field.metadata}
+    checks = set(_checks(field.annotation, field.metadata))
     if duration in checks:
         return _in_units(value, _SECONDS)
     return _in_units(value, _BYTES) if size in checks else value
+
+
+def _checks(annotation: Any, metadata: Any) -> Iterator[Any]:
+    """The functions that read a value, also where it may be None."""
+    yield from (getattr(check, "func", None) for check in metadata)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from _checks(arguments[0], arguments[1:])
+    elif origin in (Union, UnionType):
+        for argument in arguments:
+            yield from _checks(argument, ())
 
 
 def _in_units(value: float, units: tuple[tuple[str, int], ...]) -> Any:

@@ -52,7 +52,9 @@ def smoke(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Check health, token, chat, stream and cancel of an edge. Exit status 0 when all are well, else 1.
+    """Check an edge: does it answer, stream, stop and remember?
+
+    It looks at health, token, chat, stream, cancel and conversations. Exit status 0 when all are well, else 1.
 
     Without key or token it goes in as a page on URL would; that origin has to be in edge.allowed_origins. Behind
     Cloudflare Access it shows the service token in CF_ACCESS_CLIENT_ID and CF_ACCESS_CLIENT_SECRET to CF_ACCESS_HOST.
@@ -90,7 +92,12 @@ class _Smoke:
     async def run(self) -> list[Check]:
         await self._check("health", self._health)
         let_in = await self._check("token", self._token)
-        for name, work in (("chat", self._chat), ("stream", self._stream), ("cancel", self._cancel)):
+        for name, work in (
+            ("chat", self._chat),
+            ("stream", self._stream),
+            ("cancel", self._cancel),
+            ("memory", self._memory),
+        ):
             if let_in:
                 await self._check(name, work)
             else:
@@ -186,9 +193,28 @@ class _Smoke:
                     f"The answer went on for {_STOPPED_SECONDS:.0f} s after DELETE /v1/chat/ID.",
                     request_id=answer.request_id,
                 ) from None
+        events = "1 event" if words == 1 else f"{words} events"
         if stopped:
-            return f"stopped after {words} events"
-        return f"the answer ({words} events) was over before it could be stopped"
+            return f"stopped after {events}"
+        return f"the answer ({events}) was over before it could be stopped"
+
+    async def _memory(self) -> str:
+        """Two questions in one conversation, which is read and deleted."""
+        asked = {"message": _QUESTION, "chat_type": "whereToGo", "max_tokens": _SHORT, "stream": False}
+        try:
+            first = _object(await self.edge.ask("POST", "/api/chat", asked))
+        except Failure as failure:
+            if failure.status is Status.NOT_FOUND:
+                return "the node keeps no conversations"
+            raise
+        conversation = first["conversation_id"]
+        second = _object(await self.edge.ask("POST", "/api/chat", {**asked, "conversation_id": conversation}))
+        path = f"/api/conversations/{conversation}"
+        said = [message["content"] for message in _object(await self.edge.ask("GET", path))["messages"]]
+        await self.edge.ask("DELETE", path)
+        if said != [_QUESTION, first["response"], _QUESTION, second["response"]]:
+            raise Failure("The conversation does not hold what was said in it.")
+        return f"{len(said)} messages kept, then deleted"
 
 
 def _question(max_tokens: int) -> dict[str, Any]:

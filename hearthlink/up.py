@@ -180,7 +180,7 @@ class _Up:
             return False
         log.quiet = False
         url = f"http://{ports.HOST}:{self.port}"
-        print(welcome.text(url, self.port + 1, ready.model, ready.runtime, self.settings, self.config), flush=True)
+        print(welcome.text(url, self.port + 1, ready, self.settings, self.config), flush=True)
         if ready.closed:
             say("It is closed to all but admins, see hearthlink maintenance show. Open it: hearthlink maintenance off")
         if self.browser and self.settings.edge.page:

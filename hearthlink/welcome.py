@@ -15,25 +15,28 @@ from hearthlink.ports import HOST
 from hearthlink.tokens import mint_local
 
 if TYPE_CHECKING:
+    from hearthlink.pair import Ready
     from shared.settings import Settings
 
 _TOKEN_HOURS = 24
 _CHAT_TYPE = "whereToGo"
 _QUESTION = "It is raining and we have two kids with us."
-_TOY = ", a toy of 5 MB that came along; a real one: --model smollm2-360m"
+_TOY = ", a toy of 4.8 MB that came along; a real one: --model smollm2-360m"
+_YIELDED = "yielded, nobody is answered until you take the GPU back: hearthlink model resume"
 
 
-def text(url: str, ops_port: int, model: str, runtime: str, settings: Settings, config: Path | None) -> str:
+def text(url: str, ops_port: int, ready: Ready, settings: Settings, config: Path | None) -> str:
     """Some lines for standard output; the one to try works when it is pasted into a shell. Raises Failure."""
     from shared.settings_node import DEMO_MODEL
 
     curl = shutil.which("curl") is not None
     hint = f" (its token is good for {_TOKEN_HOURS} hours)" if curl else ""
-    toy = runtime == "embedded" and settings.node.runtime.model == DEMO_MODEL
+    toy = ready.runtime == "embedded" and settings.node.runtime.own_model == DEMO_MODEL
+    model = f"{ready.model} ({ready.runtime}){_TOY if toy else ''}"
     lines = (
         f"Hearthlink answers at {url}",
         f"  page        {url}/ in your browser" if settings.edge.page else "  page        off (edge.page)",
-        f"  model       {model} ({runtime}){_TOY if toy else ''}",
+        f"  model       {_YIELDED if ready.yielded else model}",
         f"  state       {settings.state}",
         f"  operations  http://{HOST}:{ops_port}/metrics",
         f"Try it, here or in another terminal{hint}:",

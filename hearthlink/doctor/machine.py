@@ -149,10 +149,13 @@ class Machine:
         return answer.has("status", "runtime") or answer.has("error", "request_id")
 
     async def _ask_node(self) -> Answer:
-        if (by_socket := await self._ask_socket()) is not None:
+        """Where it listens, else by its owner's socket, which says nothing of its network."""
+        looking = asyncio.gather(*(self.get(f"{url}/healthz") for url in await self.node_urls()))
+        by_socket, answers = await asyncio.gather(self._ask_socket(), looking)
+        answered = [answer for answer in answers if answer.has("runtime")]
+        if by_socket is not None and not answered:
             return by_socket
-        answers = await asyncio.gather(*(self.get(f"{url}/healthz") for url in await self.node_urls()))
-        answered = [answer for answer in answers if answer.has("runtime")] or [one for one in answers if one.status]
+        answered = answered or [one for one in answers if one.status]
         return (answered or answers or [Answer("", trouble="it has no address to listen on now")])[0]
 
     async def _ask_socket(self) -> Answer | None:

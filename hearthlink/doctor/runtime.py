@@ -17,7 +17,7 @@ from hearthlink.output import Failure
 from shared.addresses import is_loopback, split_listen
 
 if TYPE_CHECKING:
-    from node.runtimes.base import RuntimeStatus
+    from node.runtime import RuntimeStatus
 
 RUNTIME = Group("runtime")
 _SECONDS = 9.0
@@ -29,6 +29,8 @@ _STARTS = {
 }
 # Those that are started with a model and more, which only their owner knows, and listen as this says.
 _WITH_FLAG, _FLAG = ("llama.cpp", "vLLM", "SGLang"), "--host 127.0.0.1"
+_SHOWN = 5  # models in a line
+_RESUME = "hearthlink model resume"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -64,6 +66,9 @@ def _told(health: Mapping[str, Any], machine: Machine) -> Line:
     if health.get("model") and not reason:
         slots = f"{health.get('slots', 1)} at once, {health.get('running', 0)} now"
         return RUNTIME.ok("model", f"The runtime ({name}) answers with {health['model']}, {slots}.")
+    if health.get("status") == "yielded":
+        text = f"The owner has taken the GPU back; the runtime ({name}) answers nobody until it is given again."
+        return RUNTIME.warning("model", text, _RESUME)
     if state in ("starting", "loading"):
         return RUNTIME.warning(
             "model", f"The runtime ({name}) is {state}. {reason}".strip(), "hearthlink doctor", "soon"
@@ -80,8 +85,9 @@ def _how(name: str, machine: Machine) -> str:
 
 
 async def _url(machine: Machine) -> str | None:
-    """The server that the settings name, or that ``auto`` would find; None for the embedded runtime."""
+    """The server that the settings name, or that the node would find; None for the embedded runtime."""
     from node.runtimes.detect import find
+    from node.runtimes.dialects import dialect_of
 
     runtime, edge = machine.settings.node.runtime, machine.settings.edge
     if runtime.embedded:
@@ -89,6 +95,8 @@ async def _url(machine: Machine) -> str | None:
     if runtime.url is not None:
         return runtime.url
     own = [machine.node_listen.port, split_listen(edge.listen)[1], split_listen(edge.ops_listen)[1]]
+    if (dialect := dialect_of(runtime.kind)) is not None:
+        return await find(own, dialect.places) or dialect.places[0]
     return await find(own)
 
 
@@ -101,7 +109,10 @@ def _embedded(machine: Machine, *, runs: bool) -> Line:
         wanted = options.wanted_model(machine.settings)
     except Failure as failure:
         return RUNTIME.broken("model", str(failure), "hearthlink model list")
-    path = wanted.path if wanted is not None else machine.settings.node.runtime.model
+    runtime = machine.settings.node.runtime
+    path = wanted.path if wanted is not None else runtime.own_model
+    if path is None and runtime.models is not None:
+        return _folder(runtime.models)
     if not isinstance(path, Path):
         text = "There is no model: no runtime with a model in memory runs here, and no file is named."
         return RUNTIME.broken("model", text, "hearthlink node --model smollm2-360m")
@@ -121,11 +132,11 @@ def _embedded(machine: Machine, *, runs: bool) -> Line:
 
 async def _look(url: str, machine: Machine) -> tuple[str, RuntimeStatus]:
     """What answers there, and how it is."""
-    from node.runtimes.openai import OpenAIRuntime
+    from node.runtimes.server import ServerRuntime
 
     configured = machine.settings.node.runtime
     key = configured.key.get_secret_value() if configured.key is not None else None
-    runtime = OpenAIRuntime(url, key=key, default_model=configured.default_model)
+    runtime = ServerRuntime(url, key=key, default_model=configured.default_model)
     looked = asyncio.Event()
     await runtime.start(looked.set)
     try:
@@ -143,6 +154,16 @@ def _server(found: tuple[str, RuntimeStatus], url: str) -> Line:
     if status.state in ("starting", "loading"):
         return RUNTIME.warning("model", status.reason, "hearthlink doctor", "soon")
     return RUNTIME.broken("model", status.reason, _STARTS.get(name, f"curl {url}"))
+
+
+def _folder(folder: Path) -> Line:
+    """Whether there is any model in the folder that the node loads from."""
+    from node.runtimes.model_folder import ModelFolder
+
+    if found := ModelFolder(None, folder).scan():
+        return RUNTIME.ok("model", f"Models that can be read are in {folder}: {', '.join(list(found)[:_SHOWN])}.")
+    text = f"No model is in {folder}, where node.runtime.models says that they are."
+    return RUNTIME.broken("model", text, f"ls -l '{folder}'")
 
 
 async def remote(machine: Machine) -> Sequence[Line]:
@@ -165,6 +186,8 @@ def _remote(row: Mapping[str, Any]) -> Line:
         first = models[0] if models else "no model"
         slots = f"{row.get('slots', 1)} at once, {row.get('running', 0)} now, {row.get('queued', 0)} waiting"
         return RUNTIME.ok("remote", f"Node {name} ({kind}) answers with {first}{more}, {slots}.")
+    if f"`{_RESUME}`" in reason:
+        return RUNTIME.warning("remote", f"Node {name} answers nobody. {reason}", _RESUME, f"on {name}")
     if state in ("starting", "loading"):
         text = f"The runtime of node {name} is {state}. {reason}".strip()
         return RUNTIME.warning("remote", text, "hearthlink doctor", "soon")
