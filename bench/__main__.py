@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 
-from bench import model_speed, report, sections, targets, tunnel
+from bench import fairness, model_speed, report, sections, targets, tunnel
 from bench.processes import BenchError, Cpus
 from bench.report import Figure
 from bench.sections import Bench
@@ -37,12 +37,13 @@ SECTIONS: Mapping[str, Callable[[Bench], list[Figure]]] = MappingProxyType(
         "crowd": sections.crowd,
         "start": sections.start,
         "speed": model_speed.speed,
+        "fairness": fairness.fairness,
         "tunnel": tunnel.tunnel,
     }
 )
 _TARGETS = ("nginx", "hearthlink", "redis", "litellm")
 # Sections that start what they measure themselves.
-_ALONE = frozenset({"start", "speed", "tunnel"})
+_ALONE = frozenset({"start", "speed", "fairness", "tunnel"})
 # Sections that measure the pair on either store.
 _WITH_REDIS = frozenset({"json", "refused", "first"})
 

@@ -33,7 +33,7 @@ def speed(bench: Bench) -> list[Figure]:
     bench.log(f"speed: making a model of {_PARAMETERS // 10**6} M random weights")
     model = make(folder / "random.gguf", parameters=_PARAMETERS, context=_CONTEXT)
     with (
-        _llama(bench, folder, model) as port,
+        llama(bench, folder, model) as port,
         hearthlink_pair(folder, bench.cpus, f"http://127.0.0.1:{port}") as pair,
     ):
         straight = Target("direct", f"http://127.0.0.1:{port}{CHAT}")
@@ -48,7 +48,7 @@ def speed(bench: Bench) -> list[Figure]:
 
 
 @contextmanager
-def _llama(bench: Bench, folder: Path, model: Path) -> Iterator[int]:
+def llama(bench: Bench, folder: Path, model: Path) -> Iterator[int]:
     port = free_port()
     threads = str(len(bench.cpus.load))
     command = [sys.executable, "-m", "bench.llama_server", str(model), str(port), str(_CONTEXT), threads]

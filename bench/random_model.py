@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, PoolingType
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -31,10 +31,17 @@ _NORMAL, _CONTROL = 1, 3  # llama_token_type
 
 
 def make(
-    path: Path | str, *, parameters: int = 100_000_000, context: int = 4096, seed: int = 0, shard_tensors: int = 0
+    path: Path | str,
+    *,
+    parameters: int = 100_000_000,
+    context: int = 4096,
+    seed: int = 0,
+    shard_tensors: int = 0,
+    pooling: bool = False,
 ) -> Path:
     """Write a model of about ``parameters`` weights (at least some 1 M; within 10 % from 10 M up) and return its path,
-    of several shards the first's. ``shard_tensors`` are at most in one file, 0: all.
+    of several shards the first's. ``shard_tensors`` are at most in one file, 0: all. With ``pooling`` it says of itself
+    that it makes embeddings, the mean of what it thinks of each token.
 
     The file has 2 bytes per weight; ``context`` is in tokens. Takes about 1 s and twice the file's size in memory per
     100 M weights. All layers share one set of random weights, which costs the runtime as much as different ones.
@@ -46,6 +53,8 @@ def make(
     layers = max(1, round(parameters / layer))
     writer = GGUFWriter(path, "llama", split_max_tensors=shard_tensors)
     _describe(writer, width=width, ffn=ffn, layers=layers, context=context)
+    if pooling:
+        writer.add_pooling_type(PoolingType.MEAN)
     _add_tokenizer(writer)
     _add_weights(writer, np.random.default_rng(seed), width=width, ffn=ffn, layers=layers)
     writer.write_header_to_file()

@@ -193,14 +193,14 @@ class Pair:
     def edge_url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.edge_port}{path}"
 
-    def key(self, plan: str) -> dict[str, str]:
-        """The Authorization header of a new API key with ``plan``."""
-        return asyncio.run(self._create_key(plan))
+    def key(self, plan: str, name: str | None = None) -> dict[str, str]:
+        """The Authorization header of a new API key with ``plan``, whose name it gets if there is no other."""
+        return asyncio.run(self._create_key(plan, name or plan))
 
-    async def _create_key(self, plan: str) -> dict[str, str]:
+    async def _create_key(self, plan: str, name: str) -> dict[str, str]:
         settings = load_settings(environ=self.environment)
         async with admin_from(settings, StateDir(settings.state)) as admin:
-            _, text = await admin.create_key(plan, plan, ["chat"])
+            _, text = await admin.create_key(name, plan, ["chat"])
         return {"Authorization": f"Bearer {text}"}
 
     def page_token(self) -> dict[str, str]:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request, async_playwright
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request, async_playwright, expect
 
 from tests.javascript import unusable
 
@@ -37,14 +36,9 @@ _FLAGS = (
 STOPPED_ALREADY = "status of 404 .*/v1/chat/"
 _SECRET = re.compile(r"hl[tkin]_\w")  # how tokens, keys, invites and node tokens begin
 _STORED = "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])"
+# Milliseconds after which what a page should do counts as never coming.
+_PATIENCE = 30_000
 _NO_HOST = {"data", "blob", "about"}  # schemes of requests that go nowhere
-
-
-def free_port() -> int:
-    """A port of this machine that nobody uses. A page's origin is an allowed one only if it is known beforehand."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def origin_of(url: str) -> str:
@@ -132,7 +126,8 @@ class Visitor:
 async def visiting(browser: Browser, **options: Any) -> AsyncIterator[Visitor]:
     """A visitor, whose tabs are checked at the end. ``options`` are those of ``browser.new_context``."""
     context = await browser.new_context(**options)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(_PATIENCE)
+    expect.set_options(timeout=_PATIENCE)  # of everybody, 5 s without it
     try:
         visitor = Visitor(context)
         yield visitor

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from playwright.async_api import Locator, Page, expect
 
-from tests.browser import STOPPED_ALREADY, Visitor, free_port
+from tests.browser import STOPPED_ALREADY, Visitor
+from tests.local_app import free_port
 from tests.pair import Pair, running_pair
 from tests.processes import Processes
 
@@ -82,7 +83,7 @@ class ChatPage:
         await self.choice(name).press(" ")
         await expect(self.choice(name)).to_be_checked()
 
-    async def is_(self, state: State, seconds: float = 10.0) -> None:
+    async def is_(self, state: State, seconds: float = 30.0) -> None:
         """Wait until the page says that it is in that state."""
         await expect(self.tab.locator("body")).to_have_attribute("data-state", state, timeout=seconds * 1000)
 
@@ -94,7 +95,7 @@ class ChatPage:
         """Stop the answer, by the "button" or a key."""
         await (self.press("Stop") if how == "button" else self.tab.keyboard.press(how))
 
-    async def answered(self, answers: int = 1, seconds: float = 10.0) -> str:
+    async def answered(self, answers: int = 1, seconds: float = 30.0) -> str:
         """The last of so many answers, once it is whole, in sight or not."""
         await expect(self.answers).to_have_count(answers)
         await expect(self.answers.last).to_have_attribute("data-state", "done", timeout=seconds * 1000)

@@ -15,13 +15,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.local_app import free_pair
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "hearthlink")
 PYTHON_PATH = {"PYTHONPATH": str(ROOT)}
 # Seconds: a start of the pair takes one on an idle machine.
-PATIENCE = 40.0
+PATIENCE = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +159,10 @@ class Up:
 async def running_up(
     *arguments: str, state: Path, environ: Mapping[str, str] | None = None, wait: bool = True
 ) -> AsyncIterator[Up]:
-    """``hearthlink up --port 0`` with more ``arguments``, and gone with all its children when the block is left."""
+    """``hearthlink up`` on a port that nobody uses, with more ``arguments``, and gone with all its children when the
+    block is left. ``--port 0`` would take one that the system gives to anybody, seconds before it listens there."""
     if "--port" not in arguments:
-        arguments = ("--port", "0", *arguments)
+        arguments = ("--port", str(free_pair()), *arguments)
     up = Up(await start("up", *arguments, state=state, environ=environ), state)
     try:
         if wait:

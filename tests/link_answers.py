@@ -6,10 +6,11 @@ import asyncio
 import json
 from typing import Any
 
-from shared.contract.chat import Usage
+from shared.contract.usage import Usage
 from shared.link.call import Call, End, Outlet
 from shared.link.session import LinkClosed
 from shared.link.streams import Reply
+from tests.waiting import HANGS
 
 HEADERS = {"content-type": "text/event-stream"}
 EVENT = b'data: {"choices":[]}\n\n'
@@ -53,7 +54,7 @@ async def read_all(reply: Reply) -> bytes:
 
 
 async def closing(run: asyncio.Task[LinkClosed]) -> LinkClosed:
-    return await asyncio.wait_for(run, 2)
+    return await asyncio.wait_for(run, HANGS)
 
 
 def content(frame: tuple[int, int, bytes]) -> dict[str, Any]:

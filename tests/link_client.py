@@ -14,6 +14,7 @@ from shared.link.frames import Kind, pack_json
 from shared.state import StateDir
 from tests.linked import EDGE_HELLO
 from tests.pair import Pair
+from tests.waiting import HANGS
 
 HELLO = pack_json(0, Kind.HELLO, EDGE_HELLO.to_wire())
 
@@ -34,7 +35,7 @@ def token_of(pair: Pair) -> str:
 
 
 async def closing_code(socket: aiohttp.ClientWebSocketResponse) -> int | None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS):
         while True:
             message = await socket.receive()
             if message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR):

@@ -24,6 +24,7 @@ from shared.link.hello import Hello
 from shared.link.session import LinkClosed, Session, Transport
 from shared.link.transports import AsgiTransport, DialledTransport
 from shared.ticker import Ticker
+from tests.waiting import HANGS
 
 EDGE_HELLO = Hello("edge-id", "edge-boot", "1")
 NODE_HELLO = Hello("node-id", "node-boot", "1")
@@ -91,7 +92,7 @@ class Peer:
     async def hello(self, **changes: Any) -> None:
         await self.send(pack_json(0, Kind.HELLO, {**EDGE_HELLO.to_wire(), **changes}))
 
-    async def frame(self, *kinds: Kind, within: float = 2.0) -> Frame:
+    async def frame(self, *kinds: Kind, within: float = HANGS) -> Frame:
         """The next frame of one of ``kinds``; others are passed over."""
         async with asyncio.timeout(within):
             while True:
@@ -158,7 +159,7 @@ async def linked(
         edge = Session(edge_end, EDGE_HELLO, on_snapshot=snapshots.append)
         edge_run = asyncio.create_task(edge.run())
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(HANGS):
                 await asyncio.gather(edge.ready.wait(), node.ready.wait())
             yield Link(edge, node, edge_end, node_end, snapshots, edge_run, node_run)
         finally:
@@ -220,7 +221,7 @@ async def _against_peer(
         if greet:
             await peer.hello()
             await peer.frame(Kind.HELLO)
-            await asyncio.wait_for(session.ready.wait(), 2)
+            await asyncio.wait_for(session.ready.wait(), HANGS)
         yield session, peer, run
     finally:
         run.cancel()

@@ -29,7 +29,7 @@ from node.app import Node, run_node
 from shared.contract.sse import Decoder, Event
 from shared.settings import Settings, load_settings
 from shared.state import StateDir
-from tests.waiting import wait_until
+from tests.waiting import HANGS, wait_until
 
 # The page that anonymous tokens are minted for.
 ORIGIN = "http://app.test"
@@ -147,7 +147,7 @@ class Pair:
     async def new_key(self, plan: str = "owner", *, scopes: Sequence[str] = ("chat",)) -> str:
         """A key that the edge knows already."""
         key = create_key(self.state, plan, scopes=scopes)
-        await wait_until(lambda: self._knows(key), 2)
+        await wait_until(lambda: self._knows(key))
         return key
 
     def _knows(self, key: str) -> bool:
@@ -174,7 +174,7 @@ class Pair:
             "writes of the ledger": int(isinstance(store, SQLiteStore) and store._journal.dirty),
         }
 
-    async def idle(self, seconds: float = 5.0) -> None:
+    async def idle(self, seconds: float = HANGS) -> None:
         """Wait until nothing is under way anywhere and the ledger says so on disk."""
         await wait_until(lambda: not any(self.open_work().values()), seconds, what=self.open_work)
 

@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from tests.waiting import HANGS
+
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
 _READ = 65536
 
@@ -122,7 +124,7 @@ class RawClient:
         self._received += data
         return bool(data)
 
-    async def head(self, seconds: float = 5.0) -> Head:
+    async def head(self, seconds: float = HANGS) -> Head:
         """The next response's head; 1xx are passed over. Raises EOFError when the peer closes first."""
         async with asyncio.timeout(seconds):
             while True:
@@ -144,7 +146,7 @@ class RawClient:
         self._body.clear()
         return Head(status, headers)
 
-    async def read_some(self, seconds: float = 5.0) -> bytes:
+    async def read_some(self, seconds: float = HANGS) -> bytes:
         """At least one byte of the body; b"" at its end. Raises EOFError when a framed body is cut."""
         async with asyncio.timeout(seconds):
             while not self._body and not self._complete:
@@ -159,7 +161,7 @@ class RawClient:
         self._body.clear()
         return data
 
-    async def read_until(self, mark: bytes, seconds: float = 5.0) -> bytes:
+    async def read_until(self, mark: bytes, seconds: float = HANGS) -> bytes:
         """The body through ``mark``; what came behind it stays for the next read."""
         got = bytearray()
         async with asyncio.timeout(seconds):
@@ -172,7 +174,7 @@ class RawClient:
         self._body[:0] = got[end:]
         return bytes(got[:end])
 
-    async def body(self, seconds: float = 5.0) -> bytes:
+    async def body(self, seconds: float = HANGS) -> bytes:
         """The rest of the body."""
         got = bytearray()
         async with asyncio.timeout(seconds):
@@ -180,10 +182,10 @@ class RawClient:
                 got += piece
         return bytes(got)
 
-    async def json(self, seconds: float = 5.0) -> Any:
+    async def json(self, seconds: float = HANGS) -> Any:
         return json.loads(await self.body(seconds))
 
-    async def closed_by_peer(self, seconds: float = 5.0) -> None:
+    async def closed_by_peer(self, seconds: float = HANGS) -> None:
         """Wait for FIN or RST; whatever is sent before it is dropped."""
         async with asyncio.timeout(seconds):
             try:

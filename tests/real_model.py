@@ -23,7 +23,7 @@ from unittest import mock
 
 from node.runtimes.embedded import EmbeddedRuntime
 from tests.pair import Pair, running_pair
-from tests.waiting import wait_until
+from tests.waiting import HANGS, wait_until
 
 _CHAT = b"POST /v1/chat/completions HTTP"
 
@@ -43,7 +43,7 @@ class Passage:
         """What the node sent; the request must be here as a whole."""
         return json.loads(bytes(self.request).partition(b"\r\n\r\n")[2])["messages"]
 
-    async def left(self, seconds: float = 5.0) -> float:
+    async def left(self, seconds: float = HANGS) -> float:
         """When the node's side was closed, waiting for it."""
         await wait_until(lambda: self._left_at is not None, seconds)
         assert self._left_at is not None
@@ -132,7 +132,7 @@ class RealPair:
 
     def without_door(self) -> None:
         """The node speaks to llama.cpp itself, and sees what a dead process looks like."""
-        self.runtime._address = f"http://127.0.0.1:{self.door.port}"
+        self.runtime.instance().reach(f"http://127.0.0.1:{self.door.port}")
 
     async def idle_after(self, since: float) -> float:
         """Seconds from ``since`` until llama.cpp has no slot at work."""
@@ -145,13 +145,13 @@ class RealPair:
 
     async def prompt(self, messages: list[dict[str, str]]) -> str:
         """What llama.cpp's template makes of ``messages``."""
-        answer: Any = await self.runtime.ask("/apply-template", {"messages": messages})
+        answer: Any = await self.runtime.query("/apply-template", {"messages": messages})
         return answer["prompt"]
 
     async def control_tokens(self, messages: list[dict[str, str]]) -> list[str]:
         """The control tokens that llama.cpp reads in that prompt."""
         body = {"content": await self.prompt(messages), "parse_special": True, "with_pieces": True}
-        answer: Any = await self.runtime.ask("/tokenize", body)
+        answer: Any = await self.runtime.query("/tokenize", body)
         pieces = [token["piece"] for token in answer["tokens"]]  # a list of bytes where it is half a character
         return [piece for piece in pieces if isinstance(piece, str) and piece in self.runtime.special_tokens]
 
@@ -174,6 +174,6 @@ async def real_pair(model: Path, state: Path, **node: Any) -> AsyncIterator[Real
             await wait_until(lambda: upstreams.ready, 30, what=lambda: pair.node.services.runtime.status())
             runtime = pair.node.services.runtime
             assert isinstance(runtime, EmbeddedRuntime)
-            async with Doorway(int(runtime._address.rpartition(":")[2])) as door:
-                runtime._address = door.url
+            async with Doorway(int(runtime.instance().address.rpartition(":")[2])) as door:
+                runtime.instance().reach(door.url)
                 yield RealPair(pair, runtime, door)

@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from node.runtimes.base import Generation, Runtime, RuntimeStatus
+from node.runtime import Inference, Runtime, RuntimeStatus
 
 DEMO = Path(__file__).parents[1] / "models" / "demo.gguf"
 REQUEST = "req-0123456789"
 
 
-def ask(model: str = "fake-model", content: str = "hello", *, max_tokens: int = 64, **more: Any) -> Generation:
-    return Generation([{"role": "user", "content": content}], model, max_tokens, **more)
+def ask(model: str = "fake-model", content: str = "hello", *, max_tokens: int = 64, **parameters: Any) -> Inference:
+    return Inference("chat", model, {"messages": [{"role": "user", "content": content}]}, max_tokens, parameters)
 
 
 @asynccontextmanager
@@ -46,9 +46,9 @@ def is_unavailable(status: RuntimeStatus) -> bool:
     return status.state == "unavailable"
 
 
-async def read_all(runtime: Runtime, generation: Generation) -> bytes:
+async def read_all(runtime: Runtime, inference: Inference) -> bytes:
     pieces = []
-    async with runtime.chat(generation, REQUEST) as stream:
+    async with runtime.stream(inference, REQUEST) as stream:
         while piece := await stream.read():
             pieces.append(piece)
     return b"".join(pieces)

@@ -97,7 +97,7 @@ class Owner:
     async def new_key(self, plan: str) -> str:
         """One that the edge knows already."""
         made = await self.done("POST", "/admin/keys", {"name": f"{plan}-{time.time_ns()}", "plan": plan})
-        await wait_until(lambda: self.knows(made["key"]), 2)
+        await wait_until(lambda: self.knows(made["key"]))
         return made["key"]
 
     async def used(self, key: str) -> tuple[int, int]:
@@ -110,10 +110,10 @@ class Owner:
 
 
 async def eventually(ask: Callable[[], Awaitable[Any]], wanted: Any) -> None:
-    """What the owner does holds within a second; it has two here."""
+    """What the owner does holds within a second, and some more on a machine that others use."""
     found = None
     try:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(5):
             while (found := await ask()) != wanted:  # noqa: ASYNC110 - what is waited for is at the other end of a socket
                 await asyncio.sleep(0.02)
     except TimeoutError:
@@ -134,7 +134,7 @@ async def owner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         async with pair.edge.services.admin() as admin:
             _, key = await admin.create_key("console", "owner", ("chat", "admin"))
         owner = Owner(pair, key, await pair.token())
-        await wait_until(lambda: owner.knows(key), 2)
+        await wait_until(lambda: owner.knows(key))
         pair.key = await owner.new_key("owner")
         yield owner
 
@@ -260,7 +260,7 @@ async def test_a_key_for_another_admin(owner: Owner) -> None:
     body = {"name": "second", "plan": "helper", "scopes": ["admin", "admin"]}
     made = await owner.done("POST", "/admin/keys", body)
     assert made["scopes"] == ["admin"] and made["expires_at"] is None
-    await wait_until(lambda: owner.knows(made["key"]), 2)
+    await wait_until(lambda: owner.knows(made["key"]))
     assert (await owner.call("GET", "/admin/keys", key=made["key"]))[0] == 200
     assert await owner.chat(made["key"]) == (403, "insufficient_scope")
 
@@ -298,11 +298,11 @@ async def test_limits_of_a_single_caller(owner: Owner) -> None:
         "principal": principal_of(key),
         "limits": {"tokens_per_day": 30, "streams": None},
     }
-    await wait_until(lambda: own_limits(owner, key) == {"tokens_per_day": 30, "streams": None}, 2)
+    await wait_until(lambda: own_limits(owner, key) == {"tokens_per_day": 30, "streams": None})
     assert await owner.chat(key) == (429, "quota_exceeded")
     more = await owner.done("PATCH", path, {"tokens_per_day": 2000})
     assert more["limits"] == {"tokens_per_day": 2000, "streams": None}, "what is not named stays"
-    await wait_until(lambda: own_limits(owner, key) == more["limits"], 2)
+    await wait_until(lambda: own_limits(owner, key) == more["limits"])
     assert await owner.chat(key) == (200, None)
     async with owner.pair.get("/v1/me", key=key) as response:
         usage = (await response.json())["usage"]
@@ -315,7 +315,7 @@ async def test_limits_of_a_single_caller(owner: Owner) -> None:
     assert rows[principal_of(key)]["used"] == 12
     await owner.done("DELETE", path)
     assert await owner.code("DELETE", path) == (404, "not_found")
-    await wait_until(lambda: own_limits(owner, key) is None, 2)
+    await wait_until(lambda: own_limits(owner, key) is None)
 
 
 def own_limits(owner: Owner, key: str) -> Mapping[str, int | None] | None:
@@ -329,12 +329,12 @@ async def test_a_caller_is_shut_out_and_let_in_again(owner: Owner) -> None:
     async with owner.pair.get("/v1/me", key=token, headers=FROM_PAGE) as response:
         principal = (await response.json())["principal"]["id"]
     await owner.done("PATCH", f"/admin/limits/{principal}", {"requests_per_minute": 0})
-    await wait_until(lambda: principal in owner.pair.edge.services.store.records.limits, 2)
+    await wait_until(lambda: principal in owner.pair.edge.services.store.records.limits)
     async with owner.pair.post(NATIVE, question(), key=await owner.pair.token(), headers=FROM_PAGE) as response:
         error = (await response.json())["error"]
     assert error["code"] == "rate_limited" and error["message"].startswith("Your own limits allow no requests.")
     await owner.done("DELETE", f"/admin/limits/{principal}")
-    await wait_until(lambda: principal not in owner.pair.edge.services.store.records.limits, 2)
+    await wait_until(lambda: principal not in owner.pair.edge.services.store.records.limits)
     assert await owner.chat(token, FROM_PAGE) == (200, None)
 
 
@@ -394,7 +394,7 @@ async def test_signing_keys_are_rotated_and_never_shown(tmp_path: Path) -> None:
         assert await owner.done("GET", "/admin/signing-keys") == {"since": 0, "old": []}
         rotated = await owner.done("POST", "/admin/signing-keys", {})
         assert abs(rotated["since"] - time.time()) < 30 and len(rotated["old"]) == 1
-        await wait_until(lambda: edge.store.records.signing_keys.current == before.next, 2)
+        await wait_until(lambda: edge.store.records.signing_keys.current == before.next)
         assert await owner.chat(token, FROM_PAGE) == (200, None)
         assert await owner.code("POST", "/admin/signing-keys", {}) == (400, "invalid_request"), "a moment ago"
         assert (await owner.done("POST", "/admin/signing-keys", {"leaked": True}))["old"] == []
@@ -571,7 +571,7 @@ async def test_a_server_that_says_nothing_is_a_503(tmp_path: Path) -> None:
         async with pair.edge.services.admin() as admin:
             _, key = await admin.create_key("console", "owner", ("admin",))
         owner = Owner(pair, key)
-        await wait_until(lambda: owner.knows(key), 2)
+        await wait_until(lambda: owner.knows(key))
         server.pause()
         try:
             assert await owner.code("PUT", "/admin/maintenance", {}) == (503, "overloaded")

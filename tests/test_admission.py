@@ -18,7 +18,6 @@ import httpx2
 import pytest
 from loguru import logger
 
-from hearthlink import ports
 from node.admission import Admission
 from node.admission.callers import TailnetCallers
 from node.api.link import LinkEndpoint
@@ -34,10 +33,11 @@ from tests.fake_localapi import FakeLocalAPI
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import normal
 from tests.linked import EDGE_HELLO, call
+from tests.local_app import free_port
 from tests.pair import events_of, node_settings, question
 from tests.raw_http import RawClient
 from tests.tailnet.shapes import whois
-from tests.waiting import wait_until
+from tests.waiting import HANGS, wait_until
 
 TOKEN, NEXT_TOKEN = "hln_" + "a" * 43, "hln_" + "b" * 43
 GATEWAY = "hearthlink.internal/cap/gateway"
@@ -102,7 +102,7 @@ class Ground:
             session = Session(transport, EDGE_HELLO, on_snapshot=lambda wire: None)
             running = asyncio.create_task(session.run())
             try:
-                await asyncio.wait_for(session.ready.wait(), 2)
+                await asyncio.wait_for(session.ready.wait(), HANGS)
                 yield session, running, transport
             finally:
                 running.cancel()
@@ -120,6 +120,7 @@ async def ground(tmp_path: Path, runtime: FakeRuntime) -> AsyncIterator[Ground]:
         run_node(settings) as node,
         aiohttp.ClientSession(trust_env=False) as client,
     ):
+        await wait_until(lambda: node.services.models.status().state == "ready")
         admission = Admission([TOKEN, NEXT_TOKEN], TailnetCallers(local, GATEWAY, kept=KEPT))
         link = LinkEndpoint(node.services, admission, {HERE})
         app = create_app(node.services, link, admission)
@@ -190,6 +191,16 @@ async def test_a_refusal_is_one_line_with_name_address_and_reason(ground: Ground
     assert "hln_wrong" not in "".join(ground.log)
 
 
+async def test_who_comes_by_the_owners_socket_has_no_address_and_is_named_after_it() -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    try:
+        Admission(["hln_x"]).refusal({"client": None}, "missing_token", "No token.")
+    finally:
+        logger.remove(sink)
+    assert lines == ["refused node.sock: No token.\n"]
+
+
 async def test_the_log_takes_a_bounded_number_of_refusals(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.admission._MOST_LOGGED", 5)
     for number in range(20):
@@ -240,7 +251,7 @@ async def test_without_a_tailnet_to_ask_no_other_listener_lets_anybody_in(listen
 
 async def test_an_answer_is_for_the_requests_of_one_connection(ground: Ground) -> None:
     """In userspace networking the next connection from the same port may be anybody's."""
-    port = ports.free()
+    port = free_port()
 
     async def connected() -> RawClient:
         sock = socket.socket()
@@ -403,7 +414,7 @@ async def test_a_link_that_is_let_in_no_more_is_closed_with_its_streams(
         await asyncio.sleep(KEPT * 2)
         assert not running.done(), "as long as the policy lets it in, it stays"
         ground.knows(after)
-        await asyncio.wait_for(running, 5)
+        await asyncio.wait_for(running, HANGS)
         assert transport.close_code == 1008
         with pytest.raises(ApiError) as raised:
             while await reply.read():
@@ -433,7 +444,7 @@ async def test_a_stream_that_is_let_in_no_more_ends_in_an_error(ground: Ground) 
     ) as response:
         await response.content.readline()
         ground.knows(anna())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS):
             received = await response.content.read()
     last = events_of(received)[-1]
     assert json.loads(last.data)["error"]["code"] == "address_not_allowed"
@@ -448,7 +459,7 @@ async def test_a_whole_answer_that_is_let_in_no_more_is_refused(ground: Ground) 
     asking = asyncio.create_task(ground.ask(CHAT))
     await ground.runtime.chat(0)
     ground.knows(None)
-    assert (await asyncio.wait_for(asking, 5))[::2] == (403, "address_not_allowed")
+    assert (await asyncio.wait_for(asking, HANGS))[::2] == (403, "address_not_allowed")
     await ground.runtime.idle()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from typing import Any
 
@@ -12,9 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import from_json
 
-from shared.contract.chat import MAX_MESSAGES, ChatBody, CompletionBody, parse_body
+from shared.contract.body import MAX_MESSAGES, parse_body
+from shared.contract.chat import ChatBody
+from shared.contract.chat_completions import ChatCompletionBody
+from shared.contract.completions import CompletionBody
+from shared.contract.embeddings import EmbeddingBody
 from shared.contract.errors import ApiError
+from shared.contract.messages import MessagesBody
+from shared.contract.responses import ResponsesBody
 from shared.contract.strict_json import MAX_DEPTH, loads_object
+from shared.contract.surface import SURFACES
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 NUMBER = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -124,7 +132,7 @@ def test_only_the_depth_decides_whether_something_is_too_deep(depth: int, data: 
 
 
 @pytest.mark.case("A3")
-@pytest.mark.parametrize("kind", [ChatBody, CompletionBody])
+@pytest.mark.parametrize("kind", [ChatBody, ChatCompletionBody])
 @pytest.mark.parametrize("field", ["metadata", "messages", "stop", "tools"])
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
 def test_no_depth_is_too_much_for_what_reads_the_body_after_it_was_parsed(
@@ -143,7 +151,7 @@ def test_no_depth_is_too_much_for_what_reads_the_body_after_it_was_parsed(
 
 
 FIELD = st.sampled_from(
-    [*ChatBody.model_fields, *CompletionBody.model_fields, "chatType", "clientId", "tools", "system"]
+    [*ChatBody.model_fields, *ChatCompletionBody.model_fields, "chatType", "clientId", "tools", "system"]
 )
 PLAUSIBLE = st.sampled_from(
     [MESSAGES, MESSAGES * 2, 1, 0.7, -1, 2**63, True, "home", "default", "chat:home", "", ["a"], {"city": "Rome"}, None]
@@ -151,10 +159,10 @@ PLAUSIBLE = st.sampled_from(
 
 
 @pytest.mark.case("A18")
-@pytest.mark.parametrize("kind", [ChatBody, CompletionBody])
+@pytest.mark.parametrize("kind", [ChatBody, ChatCompletionBody])
 @given(st.dictionaries(FIELD | TEXT, PLAUSIBLE | VALUE, max_size=6), st.booleans())
 def test_every_object_is_a_body_within_bounds_or_a_400(
-    kind: type[ChatBody | CompletionBody], fields: dict[str, Any], asks: bool
+    kind: type[ChatBody | ChatCompletionBody], fields: dict[str, Any], asks: bool
 ) -> None:
     if asks:
         fields = {"messages": MESSAGES, **fields}
@@ -174,11 +182,85 @@ def test_every_object_is_a_body_within_bounds_or_a_400(
     assert len(body.stop or ()) <= 4
 
 
-@pytest.mark.parametrize("kind", [ChatBody, CompletionBody])
+@pytest.mark.parametrize("kind", [ChatBody, ChatCompletionBody])
 @given(FIELD, st.data())
-def test_no_refusal_quotes_a_value(kind: type[ChatBody | CompletionBody], field: str, data: st.DataObject) -> None:
+def test_no_refusal_quotes_a_value(kind: type[ChatBody | ChatCompletionBody], field: str, data: st.DataObject) -> None:
     value = data.draw(st.sampled_from([SECRET, [SECRET], {"role": SECRET}, [{"role": SECRET, "content": SECRET}], 7]))
     try:
         parse_body(kind, json.dumps({"messages": MESSAGES, field: value}).encode())
     except ApiError as error:
         assert SECRET not in error.message + (error.param or "")
+
+
+TEXT_PART = {"type": "text", "text": ""}
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "message"),
+    [
+        (ChatCompletionBody, "messages", {"role": "user", "content": [TEXT_PART] * 64}),
+        (ChatCompletionBody, "messages", {"role": "assistant", "tool_calls": [CALL] * 64}),
+        (MessagesBody, "messages", {"role": "user", "content": [TEXT_PART] * 64}),
+        (
+            MessagesBody,
+            "messages",
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": [TEXT_PART] * 63}]},
+        ),
+        (ResponsesBody, "input", {"role": "user", "content": [TEXT_PART] * 64}),
+        (ResponsesBody, "input", {"type": "function_call_output", "call_id": "a", "output": [TEXT_PART] * 64}),
+    ],
+)
+def test_parts_have_a_bound_together(kind: Any, field: str, message: dict[str, Any]) -> None:
+    assert parse_body(kind, json.dumps({field: [message] * 64}).encode()).parts == 64
+    with pytest.raises(ApiError) as refused:
+        parse_body(kind, json.dumps({field: [message] * 65}).encode())
+    assert (refused.value.param, "at most 4096 parts" in refused.value.message) == (field, True)
+
+
+ASKED = {CompletionBody: {"prompt": "x"}, EmbeddingBody: {"input": "x"}}
+
+
+@pytest.mark.case("A18")
+@pytest.mark.parametrize("kind", list(ASKED))
+@given(st.data())
+def test_completions_and_embeddings_are_bodies_within_bounds_or_a_400(kind: Any, data: st.DataObject) -> None:
+    """And no refusal quotes a value."""
+    plausible = st.sampled_from([SECRET, [SECRET], {SECRET: 1}, {"role": SECRET}, [[SECRET]], 7, -1, 0.5, True, None])
+    fields = data.draw(
+        st.dictionaries(st.sampled_from([*kind.model_fields, "dimensions"]), plausible | VALUE, max_size=4)
+    )
+    try:
+        body = parse_body(kind, json.dumps({**ASKED[kind], **fields}).encode())
+    except ApiError as error:
+        assert (error.status, error.code) == (400, "invalid_request")
+        assert SECRET not in error.message + (error.param or "")
+        return
+    assert body.parts >= 1 and (body.asked_tokens is None or 0 <= body.asked_tokens <= 1_000_000)
+    assert all(isinstance(text, str) and text for text in (body.input if kind is EmbeddingBody else [body.prompt]))
+
+
+@pytest.mark.parametrize(
+    ("surface", "fields"),
+    [
+        ("openai.completions", {"prompt": ["a", "b"]}),
+        ("chat", {"messages": MESSAGES, "stop": ["a"] * 5}),
+        ("chat", {"messages": MESSAGES, "client_id": "a b"}),
+        ("openai.chat", {"messages": MESSAGES, "model": "a b"}),
+        ("openai.chat", {"messages": [5]}),
+        ("openai.chat", {"messages": MESSAGES, "top_logprobs": 3}),
+    ],
+)
+def test_a_refusal_speaks_of_the_body_and_not_of_how_it_is_read(surface: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as refused:
+        parse_body(SURFACES[surface].body, json.dumps(fields).encode())
+    assert not re.search(r"Value error|validation|pattern|instance|Body|\\", refused.value.message)
+
+
+def test_names_without_effect_are_few_and_short() -> None:
+    """They go back in a header and into events: whoever makes names up decides how long neither is."""
+    unknown = {f"{'n' * 100_000}{index}": 1 for index in range(100)}
+    dropped = parse_body(ChatCompletionBody, json.dumps({"messages": MESSAGES, **unknown}).encode()).dropped
+    assert dropped == ["n" * 64 + "..."] * 32
+    exact = parse_body(ChatCompletionBody, json.dumps({"messages": MESSAGES, "n" * 64: 1}).encode()).dropped
+    assert exact == ["n" * 64]

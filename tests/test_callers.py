@@ -277,7 +277,7 @@ async def test_in_userspace_networking_nobody_is_let_in_unknown(
     """Not even while tailscaled does not say any more how its networking is done."""
     scope = connection(HERE, 50000)
     await beside.who(scope)
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.1)  # for longer than an answer is kept
     fake.twist("status", text(500, "busy"))
     fake.twist("whois", text(500, "busy"))
     with pytest.raises(ApiError) as raised:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from shared.contract.errors import ApiError
 from shared.contract.sse import Event
 from tests.fake_presets import PRESETS
 from tests.fake_runtime import Exchange, FakeRuntime
 from tests.fake_scripts import DONE, MODEL, answer, chunk, normal, split_at, text, usage_chunk, with_extras
 from tests.pair import ORIGIN, Pair, events_of, question, running_pair
+from tests.waiting import HANGS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -114,7 +116,7 @@ async def test_the_first_event_leaves_before_the_last_is_made(
     shared_runtime.script = waits_for_the_reader
     async with shared_pair.post(path, body_for(path, stream=True)) as response:
         head = b""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS):
             while b"one " not in head:
                 head += await response.content.readany()
         assert b"[DONE]" not in head
@@ -308,20 +310,52 @@ async def test_sampling_is_passed_on_and_nothing_else(shared_pair: Pair, shared_
     await ask(shared_pair, NATIVE, **chosen)
     sent = shared_runtime.chats[0].json
     assert {name: sent[name] for name in chosen} == chosen
-    await ask(shared_pair, OPENAI, **chosen, user="ann", logit_bias={"1": 5}, n_discard=-1, grammar="root ::= x")
+    await ask(shared_pair, OPENAI, **chosen, user="ann", service_tier="auto", n_discard=-1, grammar="root ::= x")
     sent = shared_runtime.chats[1].json
     assert {name: sent[name] for name in chosen} == chosen
-    known = {"model", "messages", "stream", "stream_options", "return_progress", *chosen}
+    known = {"model", "messages", "stream", "stream_options", "return_progress", "id_slot", *chosen}
     assert set(sent) == known
 
 
 async def test_parameters_without_effect_are_named(shared_pair: Pair) -> None:
-    payload = body_for(OPENAI, logit_bias={}, top_k=5, **{"bad name\r\nX-Evil: 1": 1})
+    payload = body_for(OPENAI, service_tier="auto", store=False, **{"bad name\r\nX-Evil: 1": 1})
     for stream in (False, True):
         async with shared_pair.post(OPENAI, payload | {"stream": stream}) as response:
             await response.read()
-            assert response.headers["hearthlink-dropped-params"] == "logit_bias, top_k"
+            assert response.headers["hearthlink-dropped-params"] == "service_tier, store"
             assert "x-evil" not in response.headers
+
+
+async def test_a_name_of_any_length_costs_nobody_else_the_link(shared_pair: Pair) -> None:
+    async with shared_pair.post(OPENAI, body_for(OPENAI, **{"n" * 500_000: 1})) as response:
+        assert response.status == 200
+        assert response.headers["hearthlink-dropped-params"] == "n" * 64 + "..."
+
+
+@pytest.mark.parametrize("path", [NATIVE, OPENAI])
+async def test_behind_a_good_end_comes_no_error(
+    shared_pair: Pair, shared_runtime: FakeRuntime, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller has the whole answer, while the node still reads how the runtime closes its own."""
+    monkeypatch.setattr("node.api.answer._TAIL_WITHIN", HANGS)
+    over = asyncio.Event()
+
+    async def lingering(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        for piece in answer(exchange, 3):
+            await exchange.send(piece)
+        await over.wait()
+
+    shared_runtime.script = lingering
+    got = bytearray()
+    async with shared_pair.post(path, body_for(path, stream=True)) as response:
+        async for piece in response.content.iter_any():
+            got += piece
+            if got.endswith(DONE):
+                shared_pair.edge.services.chats.end(lambda: ApiError("server_draining", "Restarting."))
+    over.set()
+    assert got.endswith(DONE) and got.count(DONE) == 1
+    assert b"server_draining" not in got
 
 
 @pytest.mark.parametrize("stream", [False, True])

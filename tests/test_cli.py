@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import pty
@@ -14,12 +15,15 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from rich.console import Console
 
 from edge.store.keys import KeyRing
 from edge.store.sqlite import keys
 from edge.store.sqlite.database import open_for_admin
 from edge.tokens import Tokens
+from hearthlink import chat
 from hearthlink.__main__ import main
+from hearthlink.client import Part
 from hearthlink.output import printable
 from shared.state import StateDir
 from tests import command_line
@@ -512,6 +516,21 @@ def _read_all(descriptor: int) -> bytes:
         pass
     os.close(descriptor)
     return b"".join(parts)
+
+
+async def test_what_a_chat_waits_for_is_one_line_until_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gone as soon as its turn has come and its model is in memory, before the first word."""
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=True, width=80)
+    monkeypatch.setattr(chat, "moving_terminal", lambda: console)
+    waiting = chat._Waiting()
+    waiting.show(chat._why(Part(event="queued", fields={"position": 2})))
+    assert chat._why(Part(event="loading", fields={"model": "m", "progress": 0.4})).endswith("m is loading, 40 %.")
+    waiting.show("Waiting [still].")
+    waiting.end()
+    waiting.end()
+    shown, _, left = written.getvalue().rpartition("\x1b[2K")
+    assert "Waiting [still]." in shown and left == ""
 
 
 @pytest.mark.parametrize("columns", [60, 100])

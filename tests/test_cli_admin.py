@@ -16,7 +16,7 @@ from tests.fake_runtime import FakeRuntime
 from tests.pair import Pair, principal_of, question, running_pair
 from tests.redis_server import shared_redis
 from tests.verbs import run, run_json
-from tests.waiting import wait_until
+from tests.waiting import HANGS, wait_until
 
 NATIVE = "/v1/chat"
 
@@ -94,7 +94,7 @@ async def test_a_running_edge_keeps_the_limits_it_is_given(runtime: FakeRuntime,
         assert await code_of(pair, key) is None
         await pair.idle()
         await hearthlink(tmp_path, "limit", "set", principal_of(key), "--tokens-per-day", "10")
-        await wait_until(lambda: principal_of(key) in pair.edge.services.store.records.limits, 2)
+        await wait_until(lambda: principal_of(key) in pair.edge.services.store.records.limits)
         assert await code_of(pair, key) == "quota_exceeded"
         (row,) = json.loads(await hearthlink(tmp_path, "limit", "show", "--json"))
         assert (row["principal"], row["used"], row["limits"]) == (principal_of(key), 12, {"tokens_per_day": 10})
@@ -171,10 +171,10 @@ def test_a_message_is_a_line(state: Path, capsys: pytest.CaptureFixture[str]) ->
 
 async def test_a_running_edge_closes_and_opens(pair: Pair) -> None:
     await hearthlink(pair.state, "maintenance", "on", "--message", "Back soon.")
-    await wait_until(lambda: pair.edge.services.store.records.maintenance, 2)
+    await wait_until(lambda: pair.edge.services.store.records.maintenance)
     assert await code_of(pair, pair.key) == "maintenance"
     await hearthlink(pair.state, "maintenance", "off")
-    await wait_until(lambda: pair.edge.services.store.records.maintenance is None, 2)
+    await wait_until(lambda: pair.edge.services.store.records.maintenance is None)
     assert await code_of(pair, pair.key) is None
 
 
@@ -252,6 +252,6 @@ async def test_every_verb_says_that_it_is_closed(runtime: FakeRuntime, tmp_path:
         checked = await command_line.run("smoke", up.url, state=tmp_path)
         assert checked.status != 0 and "closed to all but admins" in checked.out
         await hearthlink(tmp_path, "maintenance", "off")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS):
             while (asked := await command_line.run("chat", "hello", "--url", up.url, state=tmp_path)).status:
                 assert "Back soon." in asked.err

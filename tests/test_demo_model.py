@@ -18,10 +18,8 @@ from models.corpus.conversations import conversations
 from models.corpus.faults import Reader
 from models.corpus.system_prompts import FACTS, KIND_OF
 from models.corpus.world import load_world
-from node.api.compose import compose
 from node.prompts import ChatTypes
 from node.special_tokens import Neutraliser
-from shared.contract.chat import ChatBody
 from tests.pair import Pair
 from tests.real_model import real_pair
 from tests.runtime_support import DEMO
@@ -85,9 +83,7 @@ def test_the_text_is_the_same_every_time_and_has_no_fault(reader: Reader) -> Non
 def test_the_text_has_the_system_prompts_of_the_node() -> None:
     types = ChatTypes()
     types.load()
-    message = {"role": "user", "content": "hi"}
-    body = ChatBody.model_validate({"messages": [message], "chat_type": "whereToGo", "metadata": {"city": "Rome"}})
-    system = compose(body, types, Neutraliser(), "demo", 64).messages[0]["content"]
+    system = types.get("whereToGo").prompt({"city": "Rome"}, Neutraliser().clean)
     assert system == types.get("whereToGo").system.strip() + FACTS + '{"city": "Rome"}'
     talks = conversations(1, 400, turns=(1,), world=WORLD)
     systems = {text for messages in talks for role, text in messages if role == "system"}

@@ -19,6 +19,7 @@ from edge.upstreams.reach import Cause
 from hearthlink.reference import markdown
 from node.prompts import ChatType
 from shared.contract.chat import ChatBody
+from shared.contract.chat_completions import ChatCompletionBody
 from shared.contract.errors import CODES
 from shared.contract.surface import SURFACES
 from shared.settings import Settings
@@ -84,6 +85,14 @@ def test_fields_of_a_chat_are_its_bodys() -> None:
     documented = re.findall(r"`(\w+)`", " ".join(rows(section(DOCS / "api.md", "`POST /v1/chat`"))))
     aliases = {"chatType", "clientId"}
     assert sorted(documented) == sorted({*ChatBody.model_fields, *aliases})
+
+
+def test_fields_of_openais_chat_are_its_bodys() -> None:
+    page = section(DOCS / "api.md", "`POST /v1/chat/completions`")
+    documented = re.findall(r"`(\w+)`", " ".join(rows(page)))
+    explained = {"model", "stream", "stream_options"}  # above the table
+    assert all(f"`{name}" in page for name in explained)
+    assert sorted(documented) == sorted(ChatCompletionBody.model_fields.keys() - explained - {"user"})
 
 
 async def test_headers_are_those_that_pages_may_read(pair: Pair) -> None:

@@ -34,6 +34,7 @@ from tests.elsewhere import elsewhere
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import text
 from tests.javascript import PACKAGES, install, require_node, unusable
+from tests.local_app import free_port
 from tests.pair import ANY_PORT, ORIGIN, Pair, create_key, node_settings, question, running_pair
 from tests.waiting import wait_until
 
@@ -84,7 +85,11 @@ async def served(
     state = tmp_path_factory.mktemp("state")
     settings = {"allowed_origins": [ORIGIN, pages[1]], "requests_per_minute_per_ip": 1000, "user_ids": True}
     plans = {"anonymous": MANY, "member": MANY}
-    async with FakeRuntime() as runtime, running_pair(runtime.url, state=state, edge=settings, plans=plans) as pair:
+    node = {"models": {"fake-model": {"aliases": ["qwen3-4b"]}}}  # what the page on models loads
+    async with (
+        FakeRuntime() as runtime,
+        running_pair(runtime.url, state=state, edge=settings, node=node, plans=plans) as pair,
+    ):
         yield pair, runtime
 
 
@@ -103,7 +108,7 @@ async def place(served: tuple[Pair, FakeRuntime], secrets: dict[str, str], tmp_p
     pair, runtime = served
     runtime.script = "normal"
     # The edge hears of what a block opened again within a second.
-    await wait_until(lambda: pair.edge.services.store.records.maintenance is None, 2)
+    await wait_until(lambda: pair.edge.services.store.records.maintenance is None)
     place = Place(tmp_path, pair.state, pair.url, pair.ops_url, ORIGIN, secrets)
     place.prepare()
     return place
@@ -195,7 +200,7 @@ async def test_toml(block: Block, tmp_path: Path) -> None:
     if block.text.startswith("description ="):
         written = tmp_path / "bookClub.toml"
         written.write_text(block.text)
-        assert read_chat_type(written).metadata
+        assert read_chat_type(written).description
         return
     written = tmp_path / "hearthlink.toml"
     written.write_text(block.text.replace("hln_…", "hln_" + "x" * 43))
@@ -291,9 +296,7 @@ async def test_another_network(place: Place, served: tuple[Pair, FakeRuntime]) -
         if 'authority = "/etc/hearthlink/authority.pem"' in block.text
     ]
     interface = next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     far = place.folder / "far.toml"
     far.write_text(node.replace("interface:wg0", f"interface:{interface}:{port}"))
     settings = load_settings(

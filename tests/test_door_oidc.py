@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from base64 import urlsafe_b64decode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from edge.doors import jwks
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import text
 from tests.javascript import run as node
+from tests.local_app import free_port
 from tests.oidc_issuer import AUDIENCE, PLAN_CLAIM, Issuer, running_issuer
 from tests.pair import ORIGIN, Pair, from_elsewhere, question, running_pair
 from tests.processes import ROOT
@@ -163,9 +163,7 @@ async def test_a_door_that_is_off_is_not_there(issuer: Issuer) -> None:
 
 async def test_an_issuer_that_goes_away_and_comes_back() -> None:
     """The edge begins without it, tells callers to come again, finds it, and goes on without it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     lines: list[str] = []
     sink = logger.add(lines.append, format="{message}", filter="edge.doors.jwks")
     try:
@@ -182,9 +180,7 @@ async def test_an_issuer_that_goes_away_and_comes_back() -> None:
 
 
 async def test_nobody_is_refused_for_an_issuer_that_is_down() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     async with running_issuer() as other:
         bearer = await other.token()
     async with edge_of(url) as pair, pair.post("/v1/token", {}, key=bearer) as response:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.fake_runtime import FakeRuntime
-from tests.fake_scripts import normal
+from tests.fake_runtime import Exchange, FakeRuntime
+from tests.fake_scripts import Script, answer, completion, normal
 from tests.pair import events_of, question
 from tests.processes import Processes, running_processes
 from tests.raw_http import RawClient
+from tests.waiting import HANGS
 
 NATIVE = "/v1/chat"
 OPENAI = "/v1/chat/completions"
@@ -38,9 +39,27 @@ async def asked(pair: Processes, method: str, path: str, **options: Any) -> tupl
 
 async def draining(pair: Processes) -> None:
     """Wait until the edge says so."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS):
         while (await asked(pair, "GET", "/readyz"))[0] == 200:
             pass
+
+
+def in_two_parts(go_on: asyncio.Event) -> Script:
+    """An answer of 40 words, of which the second half waits."""
+
+    async def script(exchange: Exchange) -> None:
+        if not exchange.json.get("stream"):
+            await go_on.wait()
+            await exchange.respond(200, completion(40))
+            return
+        await exchange.start_stream()
+        for number, piece in enumerate(answer(exchange, 40)):
+            if number == 20:
+                await go_on.wait()
+            await exchange.send(piece)
+        await exchange.end_stream()
+
+    return script
 
 
 def last_error(stream: bytes) -> str:
@@ -50,7 +69,8 @@ def last_error(stream: bytes) -> str:
 
 @pytest.mark.case("E61")
 async def test_running_streams_finish_and_new_ones_are_refused(tmp_path: Path) -> None:
-    async with FakeRuntime(normal(40, 0.05)) as runtime, running_processes(runtime.url, tmp_path) as pair:
+    go_on = asyncio.Event()
+    async with FakeRuntime(in_two_parts(go_on)) as runtime, running_processes(runtime.url, tmp_path) as pair:
         streams = [await opened(pair, path) for path in (NATIVE, OPENAI)]
         whole = asyncio.create_task(asked(pair, "POST", NATIVE, json=question()))
         await runtime.chat(2)
@@ -62,6 +82,7 @@ async def test_running_streams_finish_and_new_ones_are_refused(tmp_path: Path) -
         async with pair.client.post(pair.url + NATIVE, json=question(), headers=pair.bearer()) as response:
             assert (response.status, (await response.json())["error"]["code"]) == (503, "draining")
             assert int(response.headers["retry-after"]) >= 1
+        go_on.set()
         for raw in streams:
             assert (await raw.body(10)).endswith(b"data: [DONE]\n\n")
             raw.close()
@@ -105,7 +126,7 @@ async def test_a_node_that_stops_lets_its_streams_finish(tmp_path: Path) -> None
     async with FakeRuntime(normal(30, 0.05)) as runtime, running_processes(runtime.url, tmp_path) as pair:
         raw = await opened(pair)
         pair.node.signal(signal.SIGTERM)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS):
             while (await asked(pair, "GET", "/healthz"))[0] == 200:
                 pass
         status, answer = await asked(pair, "POST", NATIVE, json=question())

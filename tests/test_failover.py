@@ -17,7 +17,7 @@ from shared.state import StateDir
 from tests.fake_runtime import FakeRuntime
 from tests.pair import Pair, node_settings, question, running_pair
 from tests.tcp_proxy import TcpProxy
-from tests.waiting import wait_until
+from tests.waiting import HANGS, wait_until
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ async def test_a_node_that_is_cut_off_before_it_answers_is_replaced(tmp_path: Pa
         status, text = await asked
         assert status == 200, text
         assert ("[DONE]" in text) == stream
-        await wait_until(lambda: bool(two.pair.audit), 3)
+        await wait_until(lambda: bool(two.pair.audit))
         (line,) = [line for line in two.pair.audit if line["route"] == "/v1/chat"]
         assert (line["node"], line["outcome"]) == ("other", "stop")
         assert len(two.second.chats) == 1
@@ -91,10 +91,10 @@ async def test_when_both_are_cut_off_each_was_asked_once(tmp_path: Path) -> None
         two.proxy.cut()
         await two.second.chat(0)
         upstreams = two.pair.edge.services.upstreams
-        await wait_until(lambda: all(one.ready for one in upstreams.all), 5, what=lambda: upstreams.all[0].reason)
+        await wait_until(lambda: all(one.ready for one in upstreams.all), what=lambda: upstreams.all[0].reason)
         (asking,) = [session for session in two.other.link.sessions if session.streams]
         asking.close()  # there is another link to that node
-        status, text = await asyncio.wait_for(asked, 5)
+        status, text = await asyncio.wait_for(asked, HANGS)
         assert (status, "node_unavailable" in text) == (503, True)
         assert (len(two.first.chats), len(two.second.chats)) == (1, 1)
 
@@ -179,7 +179,7 @@ async def test_a_lone_node_that_falls_silent_is_waited_for(tmp_path: Path) -> No
         upstreams = two.pair.edge.services.upstreams
         two.other.services.draining = True
         await two.other.drain()
-        await wait_until(lambda: sum(one.ready for one in upstreams.all) == 1, 5)
+        await wait_until(lambda: sum(one.ready for one in upstreams.all) == 1)
         asked = asyncio.create_task(answered(two, stream=False))
         await two.first.chat(0)
         (running,) = two.pair.edge.services.chats._running.values()
@@ -188,7 +188,7 @@ async def test_a_lone_node_that_falls_silent_is_waited_for(tmp_path: Path) -> No
         await asyncio.sleep(1.5)  # the clock has looked at it
         two.proxy.release()
         assert not running.reply.closed
-        await wait_until(lambda: not running.session.suspect, 5)
+        await wait_until(lambda: not running.session.suspect)
         asked.cancel()
         await two.pair.idle()
 
@@ -215,4 +215,21 @@ async def test_a_caller_who_leaves_after_that_stops_the_node_that_took_over(tmp_
         exchange: Any = await two.second.chat(0)
         asked.cancel()
         await exchange.peer_left()
+        await two.pair.idle()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_an_owner_who_takes_the_gpu_back_costs_no_request_that_has_not_begun(
+    tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.api.answer.COMMIT_WITHIN", HANGS)
+    async with two_nodes(tmp_path) as two:
+        asked = asyncio.create_task(answered(two, stream))
+        await two.first.chat(0)
+        key = await two.pair.new_key(scopes=("admin",))
+        async with two.pair.post("/admin/models/yield?node=default", {}, key=key) as response:
+            assert response.status == 200, await response.text()
+        status, text = await asked
+        assert status == 200, text
+        assert len(two.second.chats) == 1
         await two.pair.idle()

@@ -6,12 +6,12 @@ import struct
 from pathlib import Path
 
 import pytest
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.random_model import make
-from node.runtimes.gguf import NotGGUFError, read_header
+from node.runtimes.gguf import TYPES, NotGGUFError, read_header
 from tests.model_files import write_experts
 
 DEMO = Path(__file__).parents[1] / "models" / "demo.gguf"
@@ -72,6 +72,19 @@ def test_what_is_no_gguf_is_named(tmp_path: Path, content: bytes, says: str) -> 
     path.write_bytes(content)
     with pytest.raises(NotGGUFError, match=says):
         read_header(path)
+
+
+def test_sizes_of_types_are_those_of_the_package() -> None:
+    assert {kind: GGML_QUANT_SIZES[GGMLQuantizationType(kind)] for kind in TYPES} == TYPES
+
+
+@pytest.mark.parametrize("missing", [0, 1, 70_000])
+def test_what_is_missing_of_the_last_weights_is_known(tmp_path: Path, missing: int) -> None:
+    raw = DEMO.read_bytes()
+    weights = max(GGUFReader(DEMO).tensors, key=lambda tensor: tensor.data_offset)
+    end = int(weights.data_offset + weights.n_bytes)
+    (tmp_path / "m.gguf").write_bytes(raw[: end - missing])
+    assert read_header(tmp_path / "m.gguf").missing == missing
 
 
 def test_missing_file(tmp_path: Path) -> None:

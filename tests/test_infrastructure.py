@@ -34,11 +34,12 @@ from shared.ticker import Ticker
 from tests.certificates import Authority
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import normal
+from tests.local_app import free_port
 from tests.logged import logged
 from tests.pair import ORIGIN, events_of, question, running_pair, settings_for
 from tests.processes import ROOT, Processes, running_processes
 from tests.test_logs import fill
-from tests.waiting import wait_until
+from tests.waiting import HANGS, held_up, wait_until
 
 HOUR = 3600
 # Seconds that 99 of 100 callers may wait for a token when all want one.
@@ -239,8 +240,12 @@ async def test_500_callers_renew_their_tokens_within_a_second(runtime: FakeRunti
             assert status == 200 and body["expires_in"] == 10
             return time.monotonic() - began
 
+        both = pair.edge.child.pid, os.getpid()
+        held_before = sum(map(held_up, both))
         waited = sorted(await asyncio.gather(*(renew(number) for number in range(500))))
-        assert waited[int(0.99 * len(waited))] < RENEWED_WITHIN
+        # What others on this machine took of the time is not the edge's.
+        held = sum(map(held_up, both)) - held_before
+        assert waited[int(0.99 * len(waited))] < RENEWED_WITHIN + held
 
 
 # -- where to listen --------------------------------------------------------------------------------------------------
@@ -285,7 +290,7 @@ async def test_a_port_that_is_taken_is_tried_again_while_the_one_before_may_stil
             await wait_until(lambda: log)
             assert not starting.done()
             before.close()
-            await asyncio.wait_for(starting, 5)
+            await asyncio.wait_for(starting, HANGS)
     assert len(log) == 1 and "is taken by another program" in log[0] and "every second, for 30 s" in log[0]
 
 
@@ -294,7 +299,7 @@ async def test_a_port_that_stays_taken_ends_the_start_with_the_sentence(impatien
     with socket.create_server(("127.0.0.1", 0)) as other:
         async with patient(Listener("public", *other.getsockname())) as starting:
             with pytest.raises(CannotListen, match="is taken by another program"):
-                await asyncio.wait_for(starting, 5)
+                await asyncio.wait_for(starting, HANGS)
     assert len(log) == 1
 
 
@@ -345,8 +350,7 @@ async def refuses(url: str) -> bool:
 @pytest.mark.case("E72")
 async def test_nobody_is_served_while_one_of_the_addresses_is_waited_for(tmp_path: Path) -> None:
     """It could not be drained. SIGHUP is no reason to end meanwhile, SIGTERM is one to end well."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        public = free.getsockname()[1]
+    public = free_port()
     with socket.create_server(("127.0.0.1", 0)) as other:
         environ = {
             "PATH": os.environ["PATH"],
@@ -416,7 +420,7 @@ async def test_an_address_that_comes_late_is_waited_for(
         await asyncio.sleep(0.5)  # longer than a taken port is waited for here
         assert not starting.done()
         there.set()
-        await asyncio.wait_for(starting, 5)
+        await asyncio.wait_for(starting, HANGS)
     assert len(log) == 1 and "203.0.113.1 is not an address of this machine" in log[0]
     assert "until the address is there" in log[0]
 

@@ -154,7 +154,7 @@ async def test_nobody_waits_for_an_issuer_that_is_known_to_be_down(issuer: FakeI
         assert await has(keys, "first")
         issuer.hold()
         clock.now += HALF_A_MINUTE
-        assert await asyncio.wait_for(has(keys, "first"), 1), "while the issuer is asked again"
+        assert await asyncio.wait_for(has(keys, "first"), 2), "while the issuer is asked again"
         await wait_until(lambda: issuer.asked.count(DISCOVERY) == 3)
 
 

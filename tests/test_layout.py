@@ -25,7 +25,7 @@ ARROWS = {
 # Within a deployable an import goes down these floors or stays inside one part; parts on the floor of the leaves do not
 # know each other. `services` is what app hands to api; the vocabulary is types that several leaves speak in.
 FLOORS = ("__main__", "app", "api", "services", "leaf", "vocabulary")
-VOCABULARY = {"edge": {"plans", "principals"}, "node": set[str]()}
+VOCABULARY = {"edge": {"plans", "principals"}, "node": {"runtime"}}
 # The contract describes bytes and meaning; whoever imports it must not get a socket or a file with it.
 INPUT_AND_OUTPUT = set("asyncio http io logging os pathlib selectors socket ssl subprocess urllib".split())
 # Their call at module level makes state that outlives every owner.

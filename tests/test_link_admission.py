@@ -21,7 +21,7 @@ from tests.link_answers import Slow
 from tests.link_client import HELLO, closing_code, dial, token_of
 from tests.linked import BOTH, EDGE_HELLO, MemoryTransport, call, linked, node_session, pack_call
 from tests.pair import Pair
-from tests.waiting import wait_until
+from tests.waiting import HANGS, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -102,7 +102,7 @@ async def test_a_client_that_breaks_the_protocol_loses_its_own_link(
             for message in messages:
                 await (socket.send_str(message) if isinstance(message, str) else socket.send_bytes(message))
         assert await closing_code(socket) == code
-    await wait_until(lambda: len(shared_pair.node.link.sessions) == 1, 3)
+    await wait_until(lambda: len(shared_pair.node.link.sessions) == 1)
     assert shared_pair.edge.services.upstreams.ready
 
 
@@ -117,7 +117,7 @@ async def test_a_message_that_is_too_long_is_refused_by_its_header(shared_pair: 
 async def test_another_version_is_told_which_side_to_upgrade(shared_pair: Pair) -> None:
     async with dial(shared_pair) as socket:
         await socket.send_bytes(pack_json(0, Kind.HELLO, {**EDGE_HELLO.to_wire(), "protocol": 2}))
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(HANGS):
             while (message := await socket.receive()).type is aiohttp.WSMsgType.BINARY:
                 pass
         assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 4400)
@@ -135,9 +135,9 @@ async def test_a_link_is_closed_with_the_code_and_the_reason_it_is_given(over: s
         await slow.begun.wait()
         link.node.close(LinkClosed("the policy has changed", 1008))
         assert link.node_run is not None
-        ended = await asyncio.wait_for(link.node_run, 2)
+        ended = await asyncio.wait_for(link.node_run, HANGS)
         assert (ended.code, ended.reason) == (1008, "the policy has changed")
-        await asyncio.wait_for(reply.ended(), 2)
+        await asyncio.wait_for(reply.ended(), HANGS)
         assert slow.cancelled == 1
         if isinstance(link.node_transport, MemoryTransport):
             assert link.node_transport.closed_with == (1008, "the policy has changed")

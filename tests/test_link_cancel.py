@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from shared.contract.chat import Usage
+from shared.contract.usage import Usage
 from shared.link.call import Call, End, Outlet
 from shared.link.frames import Kind, pack, pack_json
 from tests.link_answers import EVENT, Slow, answer, content
 from tests.linked import BOTH, call, edge_session, linked, node_session, pack_call
+from tests.waiting import HANGS
 
 # -- cancel -----------------------------------------------------------------------------------------------------------
 
@@ -22,7 +23,7 @@ async def test_cancel_ends_the_answer_with_its_usage(over: str) -> None:
         await slow.begun.wait()
         reply.cancel()
         reply.cancel()
-        await asyncio.wait_for(reply.ended(), 2)
+        await asyncio.wait_for(reply.ended(), HANGS)
         assert reply.end == End("cancelled", Usage(5, 1))
         assert slow.cancelled == 1
         assert (link.edge.streams, link.node.streams) == (0, 0)
@@ -101,4 +102,4 @@ async def test_stop_on_a_link_that_is_lost_has_no_answer(over: str) -> None:
         assert link.node_run is not None
         stopping = asyncio.create_task(link.edge.stop("chat-1", "owner"))
         link.node_run.cancel()
-        assert await asyncio.wait_for(stopping, 1) is None
+        assert await asyncio.wait_for(stopping, HANGS) is None

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
+from shared.contract.usage import Usage
 from shared.link import session as session_module
 from shared.link.call import Call, End, Outlet
 from shared.link.frames import Kind, pack, pack_json
@@ -17,7 +17,7 @@ from shared.link.session import CLOSE_GOING_AWAY
 from shared.link.streams import Reply
 from tests.link_answers import EVENT, Slow, answer, closing, content, read_all
 from tests.linked import BOTH, Link, MemoryTransport, call, edge_session, linked, node_session, pack_call
-from tests.waiting import wait_until
+from tests.waiting import HANGS, wait_until
 
 # -- going away -------------------------------------------------------------------------------------------------------
 
@@ -44,7 +44,7 @@ async def test_goaway_takes_no_new_streams_and_lets_old_ones_end(over: str) -> N
         assert not draining.done()
         go_on.set()
         assert await read_all(running) == b": note\n\ndata: old\n\ndata: [DONE]\n\n"
-        await asyncio.wait_for(draining, 2)
+        await asyncio.wait_for(draining, HANGS)
 
 
 async def test_an_open_that_crosses_goaway_gets_draining() -> None:
@@ -139,11 +139,11 @@ async def test_a_lost_link_fails_its_streams_and_cancels_the_answers(over: str, 
         assert run is not None
         run.cancel()
         with pytest.raises(ApiError) as before:
-            await asyncio.wait_for(silent.head(), 2)
+            await asyncio.wait_for(silent.head(), HANGS)
         assert before.value.code == "node_unavailable"
         assert await begun.read() == EVENT
         with pytest.raises(ApiError) as after:
-            await asyncio.wait_for(begun.read(), 2)
+            await asyncio.wait_for(begun.read(), HANGS)
         assert after.value.code == "upstream_incomplete"
         await wait_until(lambda: slow.cancelled == 1 and link.node.streams == 0)
         assert link.edge.streams == 0
@@ -158,10 +158,10 @@ async def test_a_request_on_a_link_that_has_just_closed_fails_at_once(over: str)
         await asyncio.gather(link.edge_run, return_exceptions=True)
         reply = link.edge.open(call())
         with pytest.raises(ApiError) as failed:
-            await asyncio.wait_for(reply.head(), 1)
+            await asyncio.wait_for(reply.head(), HANGS)
         assert failed.value.code == "node_unavailable"
         reply.cancel()
-        await asyncio.wait_for(reply.ended(), 1)
+        await asyncio.wait_for(reply.ended(), HANGS)
         assert link.edge.streams == 0
 
 

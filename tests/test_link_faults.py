@@ -23,7 +23,7 @@ from tests.fake_scripts import normal, text
 from tests.link_client import HELLO, dial
 from tests.pair import Pair, events_of, node_settings, question, running_pair
 from tests.tcp_proxy import TcpProxy
-from tests.waiting import wait_until
+from tests.waiting import HANGS, Stopwatch, wait_until
 
 NATIVE = "/v1/chat"
 OPENAI = "/v1/chat/completions"
@@ -42,7 +42,7 @@ class Bench:
     def linked(self) -> bool:
         return self.pair.edge.services.upstreams.ready
 
-    async def until_linked(self, seconds: float = 5.0) -> None:
+    async def until_linked(self, seconds: float = HANGS) -> None:
         await wait_until(lambda: self.linked, seconds, what=lambda: self.pair.edge.services.upstreams.all[0].reason)
 
     async def tokens(self, key: str) -> dict[str, int]:
@@ -101,12 +101,13 @@ async def test_a_link_cut_in_mid_stream_is_an_error_in_the_stream_and_comes_back
             received = await first_event(response)
             exchange = await bench.runtime.chat(0)
             bench.proxy.cut()
-            cut = time.monotonic()
+            cut = Stopwatch()
             received += await response.content.read()
         event, error = last_error(received)
         assert (event.event, error["code"]) == (name, "upstream_incomplete")
         assert "try again" in error["message"]
-        assert await exchange.peer_left() - cut < 0.5  # the node stopped the runtime
+        await exchange.peer_left()
+        assert cut.seconds < 0.5  # the node stopped the runtime
         await bench.until_linked()
         bench.runtime.script = "normal"
         assert await bench.ask() == text(5)
@@ -124,7 +125,7 @@ async def test_a_link_cut_before_the_answer_has_begun_keeps_its_status(fields: d
         exchange = await bench.runtime.chat(0)
         assert (await bench.tokens(key))["reserved"] > 0
         bench.proxy.cut()
-        response = await asyncio.wait_for(asking, 2)
+        response = await asyncio.wait_for(asking, 5)  # not when the silence is noticed, after 12 s
         assert response.status == 503
         assert (await response.json())["error"]["code"] == "node_unavailable"
         assert response.headers["retry-after"]
@@ -141,7 +142,7 @@ async def test_a_json_answer_cut_in_the_middle_is_an_error() -> None:
         await bench.runtime.chat(0)
         await asyncio.sleep(0.2)
         bench.proxy.cut()
-        response = await asyncio.wait_for(asking, 2)
+        response = await asyncio.wait_for(asking, 5)  # not when the silence is noticed, after 12 s
         assert response.status in (502, 503)
         assert (await response.json())["error"]["code"] in ("node_unavailable", "upstream_incomplete")
         await bench.pair.idle()
@@ -153,7 +154,7 @@ async def test_garbage_on_the_wire_ends_the_link_and_it_comes_back(to: Any) -> N
         async with bench.pair.post(NATIVE, question(**STREAMED)) as response:
             received = await first_event(response)
             bench.proxy.inject(b"\xff\x00garbage" * 100, to)
-            received += await asyncio.wait_for(response.content.read(), 5)
+            received += await asyncio.wait_for(response.content.read(), HANGS)
         assert last_error(received)[1]["code"] == "upstream_incomplete"
         await bench.until_linked()
         bench.runtime.script = "normal"
@@ -223,10 +224,10 @@ async def test_a_suspect_link_that_recovers_is_given_up_for_the_new_one(monkeypa
     async with running_bench(normal(400, 0.01)) as bench:
         dials = bench.proxy.accepted
         bench.proxy.hold()
-        await wait_until(lambda: bench.proxy.accepted > dials, 3)
+        await wait_until(lambda: bench.proxy.accepted > dials)
         await bench.until_linked()
         bench.proxy.release()
-        await wait_until(lambda: len(bench.pair.node.link.sessions) == 1, 5)  # not one more link each time
+        await wait_until(lambda: len(bench.pair.node.link.sessions) == 1)  # not one more link each time
         bench.runtime.script = "normal"
         assert await bench.ask() == text(5)
 
@@ -250,7 +251,7 @@ async def test_a_node_that_restarts_is_found_again() -> None:
                     assert last_error(received)[1]["code"] == "server_draining"
                     await draining
             proxy.target = None
-            await wait_until(lambda: not bench.linked, 2)
+            await wait_until(lambda: not bench.linked)
             async with pair.post(NATIVE, question()) as response:
                 assert response.status == 503
                 assert (await response.json())["error"]["code"] == "node_unavailable"
@@ -285,12 +286,12 @@ async def test_a_draining_node_takes_no_new_link() -> None:
             received = await first_event(response)
             node.services.draining = True
             draining = asyncio.create_task(node.link.drain(5))
-            await wait_until(lambda: "restarting" in upstream.reason, 3)
+            await wait_until(lambda: "restarting" in upstream.reason)
             async with bench.pair.post(NATIVE, question()) as refused:
                 assert refused.status == 503
             received += await response.content.read()
             assert events_of(received)[-1].data == "[DONE]"  # what ran has ended well
-        await asyncio.wait_for(draining, 5)
+        await asyncio.wait_for(draining, HANGS)
         assert not node.link.sessions
 
 
@@ -321,20 +322,20 @@ async def test_a_flood_of_malformed_frames_disturbs_nobody_else(runtime: FakeRun
         async with pair.post(NATIVE, question(**STREAMED)) as response:
             received = await response.content.read()
         stop.set()
-        links = await asyncio.wait_for(asyncio.gather(*flooding), 5)
+        links = await asyncio.wait_for(asyncio.gather(*flooding), HANGS)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert events_of(received)[-1].data == "[DONE]"
         assert sum(links) > 5
         assert peak < 64 << 20
-        await wait_until(lambda: len(pair.node.link.sessions) == 1, 5)
+        await wait_until(lambda: len(pair.node.link.sessions) == 1)
         await pair.idle()
 
 
 async def test_a_wrong_node_token_is_named_by_its_setting(runtime: FakeRuntime) -> None:
     async with running_pair(runtime.url, node={"tokens": ["hln_" + "n" * 43]}, wait=False) as pair:
         upstream = pair.edge.services.upstreams.all[0]
-        await wait_until(lambda: "token" in upstream.reason, 5)
+        await wait_until(lambda: "token" in upstream.reason)
         assert "edge.upstreams.default.token" in upstream.reason
         assert "node.tokens" in upstream.reason
         async with pair.client.get(pair.ops_url + "/healthz") as response:

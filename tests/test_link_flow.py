@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
+from shared.contract.usage import Usage
 from shared.link import frames
 from shared.link import session as session_module
 from shared.link.call import Call, End, Outlet
@@ -21,7 +21,7 @@ from shared.link.frames import Kind, pack, pack_json, unpack
 from shared.link.session import CLOSE_DENIED, CLOSE_PROTOCOL_ERROR, LinkClosed
 from shared.link.streams import INITIAL_CREDIT, Reply, Responder
 from tests.linked import BOTH, MemoryTransport, Peer, call, edge_session, linked, node_session, pack_call
-from tests.waiting import wait_until
+from tests.waiting import HANGS, wait_until
 
 END = End("stop", Usage(1, 1))
 
@@ -85,10 +85,10 @@ async def test_a_reader_that_does_not_read_stops_its_own_stream_only(over: str) 
 
     async with linked(over, serve) as link:
         unread, read = link.edge.open(call(b"unread")), link.edge.open(call(b"read"))
-        assert await asyncio.wait_for(read_all(read), 5) == b"".join(events)
+        assert await asyncio.wait_for(read_all(read), HANGS) == b"".join(events)
         stopped = await settled(lambda: writers[b"unread"].written)
         assert INITIAL_CREDIT - 1000 <= stopped <= INITIAL_CREDIT + 1000
-        assert await asyncio.wait_for(read_all(unread), 5) == b"".join(events)  # and goes on when it is read
+        assert await asyncio.wait_for(read_all(unread), HANGS) == b"".join(events)  # and goes on when it is read
         assert unread.end == END
 
 
@@ -106,7 +106,7 @@ async def test_a_reader_that_takes_a_little_gets_a_little(over: str) -> None:
             await settled(lambda: writer.written)
             assert writer.written <= received + INITIAL_CREDIT + 1000
         reply.cancel()
-        await asyncio.wait_for(reply.ended(), 2)
+        await asyncio.wait_for(reply.ended(), HANGS)
 
 
 @BOTH
@@ -120,7 +120,7 @@ async def test_one_large_event_overdraws_and_cannot_deadlock(over: str, unread: 
         await reply.head()
         await settled(lambda: writer.written)
         assert writer.written == unread + len(large)  # taken whole, and then nothing more
-        assert await asyncio.wait_for(read_all(reply), 5) == b"".join([*before, large, event(100)])
+        assert await asyncio.wait_for(read_all(reply), HANGS) == b"".join([*before, large, event(100)])
 
 
 @BOTH
@@ -178,7 +178,7 @@ async def test_credit_for_more_than_was_sent_closes_the_link(more: int) -> None:
         await peer.send(pack_call(2, call()))
         await peer.frame(Kind.DATA)
         await peer.send(pack_call(3, call()), pack_json(3, Kind.CREDIT, {"bytes": more}))
-        assert (await asyncio.wait_for(run, 2)).code == CLOSE_PROTOCOL_ERROR
+        assert (await asyncio.wait_for(run, HANGS)).code == CLOSE_PROTOCOL_ERROR
 
 
 async def test_a_node_that_ignores_credit_loses_the_link() -> None:
@@ -281,7 +281,7 @@ async def test_streams_take_turns_when_much_is_waiting() -> None:
         await wait_until(lambda: any(stream == short.stream for stream, _ in link.node._outbox._content))
         before = len(transport.sent)
         transport.gate.set()
-        assert await asyncio.wait_for(read_all(short), 2) == event(1000) * 3
+        assert await asyncio.wait_for(read_all(short), HANGS) == event(1000) * 3
         reached = next(
             number
             for number, message in enumerate(transport.sent[before:])

@@ -10,7 +10,7 @@ from shared.contract.errors import ApiError
 from shared.link import session as session_module
 from shared.link.frames import Kind, pack, pack_json, unpack
 from tests.linked import call, edge_session, linked, node_session
-from tests.waiting import wait_until
+from tests.waiting import HANGS, wait_until
 
 
 def test_the_contracts_seconds() -> None:
@@ -35,10 +35,10 @@ async def test_a_silent_peer_is_pinged_doubted_and_given_up() -> None:
             await peer.frame(Kind.PING)
             assert loop.time() - began >= session_module.PING_AFTER * 0.9
             assert not session.suspect
-            await wait_until(lambda: session.suspect, 1)
+            await wait_until(lambda: session.suspect)
             assert not session.usable
             await peer.silence(Kind.PING, seconds=0.1)  # one is enough
-            ended = await asyncio.wait_for(run, 2)
+            ended = await asyncio.wait_for(run, HANGS)
             assert "silent" in ended.reason
             assert loop.time() - began >= session_module.LOST_AFTER * 0.9
 
@@ -53,7 +53,7 @@ async def test_a_peer_that_owes_an_answer_is_asked_sooner() -> None:
         asked = loop.time()
         assert session_module.PING_WAITING_AFTER * 0.9 <= asked - began < session_module.PING_AFTER * 0.9
         assert not session.suspect
-        await wait_until(lambda: session.suspect, 1)
+        await wait_until(lambda: session.suspect)
         assert loop.time() - asked >= session_module.SUSPECT_AFTER * 0.9
         await peer.send(pack_json(reply.stream, Kind.END, {"outcome": "stop"}))
         await reply.ended()
@@ -66,9 +66,9 @@ async def test_a_peer_that_owes_an_answer_is_asked_sooner() -> None:
 async def test_any_frame_takes_the_doubt_away() -> None:
     for answer in (pack(0, Kind.PONG, b"{}"), pack(9, 200, b""), pack(0, Kind.PING, b"{}")):
         async with edge_session() as (session, peer, _):
-            await wait_until(lambda: session.suspect, 2)
+            await wait_until(lambda: session.suspect)
             await peer.send(answer)
-            await wait_until(lambda: session.usable, 1)
+            await wait_until(lambda: session.usable)
             await peer.frame(Kind.PING)  # and silence after it is asked about again
 
 
@@ -102,7 +102,7 @@ async def test_an_open_on_a_silent_link_asks_with_it() -> None:
 
 async def message(receiving: object) -> bytes:
     assert asyncio.iscoroutine(receiving)
-    received = await asyncio.wait_for(receiving, 1)
+    received = await asyncio.wait_for(receiving, HANGS)
     assert received is not None
     return received
 
@@ -113,7 +113,7 @@ async def test_streams_on_a_link_that_fell_silent_end_in_errors() -> None:
         unanswered, begun = edge.open(call()), edge.open(call())
         await peer.send(pack_json(begun.stream, Kind.HEAD, {}))
         await begun.head()
-        await asyncio.wait_for(run, 2)
+        await asyncio.wait_for(run, HANGS)
         with pytest.raises(ApiError, match="silent") as before:
             await unanswered.head()
         with pytest.raises(ApiError, match="silent") as after:
@@ -128,6 +128,6 @@ async def test_a_peer_that_does_not_read_cannot_keep_the_writer_for_ever() -> No
         transport = node._transport
         transport.gate.clear()  # type: ignore[attr-defined]
         node.send_snapshot({"seq": 1})
-        ended = await asyncio.wait_for(run, 3)
+        ended = await asyncio.wait_for(run, HANGS)
         assert "silent" in ended.reason
         del peer

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
+from shared.contract.usage import Usage
 from shared.link.call import Call, End, Outlet
 from shared.link.frames import Kind, pack, pack_json
 from shared.link.session import CLOSE_GOING_AWAY, CLOSE_PROTOCOL_ERROR
@@ -37,6 +37,20 @@ async def test_frames_stand_in_the_order_of_the_contract() -> None:
         kinds = [(await peer.frame())[1] for _ in range(5)]
         assert kinds == [Kind.HEAD, Kind.NOTE, Kind.DATA, Kind.DATA, Kind.END]
         await peer.silence()
+
+
+async def test_a_header_of_any_length_fits_a_frame() -> None:
+    """A longer frame would close the link of everybody."""
+
+    async def boast(call: Call, out: Outlet) -> End:
+        out.head({"Hearthlink-Long": "x" * (2 << 20)})
+        await out.data(b"data: x\n\n")
+        return End("stop", Usage())
+
+    async with linked("memory", boast) as link:
+        reply = link.edge.open(call())
+        assert (await reply.head())["Hearthlink-Long"] == "x" * 8192
+        assert await reply.read()
 
 
 @BOTH

@@ -33,7 +33,7 @@ from shared.tls import client_context, server_context
 from tests.certificates import Authority
 from tests.open_files import no_more_files
 from tests.raw_http import RawClient
-from tests.waiting import wait_until
+from tests.waiting import HANGS, wait_until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -447,7 +447,7 @@ def test_a_handshake_that_nobody_answers_has_a_deadline(run: Run) -> None:
             ticking = asyncio.create_task(ticker.run())
             async with aiohttp.ClientSession(trust_env=False) as session:
                 with pytest.raises(aiohttp.ClientError):
-                    async with asyncio.timeout(5):
+                    async with asyncio.timeout(HANGS):
                         await session.ws_connect(listening.listeners[0].url)
             ticking.cancel()
 

@@ -26,7 +26,7 @@ MESSAGE = "A new model is being loaded. Back at 15:00 UTC – promised."
 async def admin(pair: Pair) -> dict[str, str]:
     """The header of somebody who may."""
     key = create_key(pair.state, scopes=("chat", "admin"))
-    await wait_until(lambda: pair._knows(key), 2)
+    await wait_until(lambda: pair._knows(key))
     return {"Authorization": f"Bearer {key}"}
 
 
@@ -35,13 +35,13 @@ async def close(pair: Pair, admin: dict[str, str], **body: Any) -> None:
         answer = await response.json()
         assert (response.status, answer["on"]) == (200, True), answer
         assert abs(answer["since"] - time.time()) < 30
-    await wait_until(lambda: pair.edge.services.store.records.maintenance is not None, 2)
+    await wait_until(lambda: pair.edge.services.store.records.maintenance is not None)
 
 
 async def reopen(pair: Pair, admin: dict[str, str]) -> None:
     async with pair.client.delete(pair.url + "/admin/maintenance", headers=admin) as response:
         assert (response.status, await response.json()) == (200, {"on": False})
-    await wait_until(lambda: pair.edge.services.store.records.maintenance is None, 2)
+    await wait_until(lambda: pair.edge.services.store.records.maintenance is None)
 
 
 async def status_of(pair: Pair, method: str, path: str, **more: Any) -> tuple[int, Any]:
@@ -162,9 +162,9 @@ async def test_the_log_and_the_metrics_tell_the_owner(pair: Pair, admin: dict[st
         assert await gauge() == 0
         await close(pair, admin, message=MESSAGE)
         assert await gauge() == 1
-        await wait_until(lambda: len(said) == 1, 3)
+        await wait_until(lambda: len(said) == 1)
         await reopen(pair, admin)
-        await wait_until(lambda: len(said) == 2, 3)
+        await wait_until(lambda: len(said) == 2)
     finally:
         logger.remove(sink)
     assert said == [

@@ -86,5 +86,8 @@ async def test_health_and_metrics_are_open(shared_pair: Pair) -> None:
         text = await response.text()
         assert "hearthlink_node_slots 4.0" in text
         assert "hearthlink_node_running 0.0" in text
-    async with shared_pair.client.get(url + "/nope") as response:
-        assert (response.status, (await response.json())["error"]["code"]) == (404, "not_found")
+    for path, begins in (("/nope", True), ("/v1/messages/nope", False)):
+        async with shared_pair.client.get(url + path) as response:
+            error = (await response.json())["error"]
+        assert (response.status, error["code"]) == (404, "not_found")
+        assert ("begins at /v1/" in error["message"]) is begins

@@ -14,12 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.normalise import Reading, StreamNormaliser, WholeAnswer
+from node.formats.completions import CompletionReading, CompletionStream, WholeCompletion
+from node.formats.openai import Reading, StreamNormaliser, WholeAnswer
 from node.runtimes import upstream_errors
 from shared.contract.errors import ApiError
 from shared.contract.sse import MAX_EVENT_BYTES, Decoder
 from shared.contract.surface import DONE as TERMINAL
 from shared.contract.surface import SURFACES
+from shared.contract.usage import Usage
 from shared.link.call import Tally
 from tests.dialects import DIALECTS, DONE, Dialect, compact, data, llama_cpp, usage
 
@@ -330,6 +332,30 @@ def test_usage_is_what_the_runtime_said_last() -> None:
     assert say(events).reading.tally.completion_tokens == 2
 
 
+def test_a_usage_of_nothing_is_not_told() -> None:
+    events = [event for event in llama_cpp(["a", "b"]) if b'"usage"' not in event]
+    nothing = data(compact({"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}}))
+    assert say([*events[:-1], nothing, DONE]).reading.tally.completion_tokens == 2
+
+
+def test_a_usage_with_every_event_is_right_at_the_end_of_each() -> None:
+    """vLLM's ``continuous_usage_stats``."""
+    reading = reading_for()
+    normaliser = StreamNormaliser(reading, SURFACES["chat"], True)
+    for count in range(1, 5):
+        choices = [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]
+        normaliser.feed(data(compact({"choices": choices, "usage": usage(count)})))
+        assert reading.tally.completion_tokens == count
+
+
+def test_a_usage_told_early_lifts_no_limit() -> None:
+    begin, _, word, *_ = llama_cpp(["a"])
+    early = data(compact({"choices": [], "usage": usage(0)}))
+    said = say([begin, early, *[word] * 50], max_tokens=10)
+    assert (said.error, said.reasons) == (None, ["length"])
+    assert said.reading.tally.usage() == Usage(7, 11)
+
+
 def test_a_runtime_that_ignores_max_tokens_is_ended_here() -> None:
     endless = [llama_cpp(["a"])[0]] + [llama_cpp(["a"])[2]] * 50
     said = say(endless, max_tokens=10)
@@ -494,4 +520,61 @@ def test_a_whole_answer_without_end_is_refused() -> None:
     with pytest.raises(ApiError) as refused:
         for _ in range(100):
             answer.feed(event)
+    assert refused.value.code == "upstream_invalid"
+
+
+# -- the older completions --------------------------------------------------------------------------------------------
+
+
+def completion(*words: str) -> list[bytes]:
+    """What llama.cpp says for ``logprobs: 1``: log probabilities in the shape of a chat's, and a chat's id."""
+    events = []
+    for word in words:
+        one = {"token": word, "logprob": -0.5, "bytes": None, "top_logprobs": [{"token": "A", "logprob": -2.0}]}
+        choice = {"finish_reason": None, "index": 0, "text": word, "logprobs": {"content": [one]}}
+        events.append(data(compact({"choices": [choice], "object": "text_completion", "id": "chatcmpl-7"})))
+    ending = {"finish_reason": "stop", "index": 0, "text": "", "logprobs": None}
+    return [*events, data(compact({"choices": [ending], "object": "text_completion"})), DONE]
+
+
+def completion_reading() -> CompletionReading:
+    return CompletionReading(Tally(), MAX_TOKENS, "cmpl-ours", 1, upstream_errors.from_event)
+
+
+def test_log_probabilities_of_a_whole_completion_have_its_own_shape() -> None:
+    answer = WholeCompletion(completion_reading())
+    for piece in completion("The", " rain"):
+        answer.feed(piece)
+    found = json.loads(answer.body({}))
+    assert (found["id"], found["choices"][0]["text"]) == ("cmpl-7", "The rain")
+    assert found["choices"][0]["logprobs"] == {
+        "tokens": ["The", " rain"],
+        "token_logprobs": [-0.5, -0.5],
+        "top_logprobs": [{"A": -2.0}, {"A": -2.0}],
+        "text_offset": [0, 3],
+    }
+
+
+def test_log_probabilities_of_a_streamed_completion_have_its_own_shape() -> None:
+    """Also those of events that are like the one before."""
+    stream = CompletionStream(completion_reading(), SURFACES["openai.completions"], False)
+    said = b"".join(b"".join(stream.feed(piece)) for piece in completion("The", " rain", " rain"))
+    told = [json.loads(event.data)["choices"][0]["logprobs"] for event in Decoder().feed(said)]
+    assert [one["tokens"] for one in told] == [["The"], [" rain"], [" rain"]]
+    assert [one["text_offset"] for one in told] == [[0], [3], [8]]
+
+
+def test_log_probabilities_in_the_shape_of_a_completion_stay_as_they_are() -> None:
+    """vLLM has that one (runtimes §3)."""
+    own = {"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": [None], "text_offset": [0]}
+    stream = CompletionStream(completion_reading(), SURFACES["openai.completions"], False)
+    choice = {"finish_reason": None, "index": 0, "text": "a", "logprobs": own}
+    said = b"".join(stream.feed(data(compact({"choices": [choice]}))))
+    assert [json.loads(event.data)["choices"][0]["logprobs"] for event in Decoder().feed(said)] == [own]
+
+
+def test_log_probabilities_of_no_shape_end_a_completion() -> None:
+    choice = {"finish_reason": None, "index": 0, "text": "a", "logprobs": {"content": [7]}}
+    with pytest.raises(ApiError) as refused:
+        WholeCompletion(completion_reading()).feed(data(compact({"choices": [choice]})))
     assert refused.value.code == "upstream_invalid"

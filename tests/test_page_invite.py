@@ -21,6 +21,7 @@ from tests.chat_page import ChatPage, pair_with_page
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import text
 from tests.pair import Pair, from_elsewhere
+from tests.waiting import HANGS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -107,7 +108,7 @@ async def test_guessing_is_slowed_down(pair: Pair, guest: Visitor) -> None:
     for _ in range(6):
         answered = len(guest.asked("/v1/token"))
         await enter(page, "hli_guess")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS):
             while len(guest.asked("/v1/token")) == answered:  # noqa: ASYNC110 - the page has no event for it
                 await asyncio.sleep(0.01)
         await expect(page.tab.get_by_role("alert")).not_to_be_empty()

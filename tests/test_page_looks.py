@@ -13,11 +13,12 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from shared.settings_node import DEMO_MODEL
-from tests.browser import Visitor, free_port, visiting
+from tests.browser import Visitor, visiting
 from tests.chat_page import ChatPage, pair_with_page
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import saying, text
 from tests.javascript import PACKAGES, install, require_node
+from tests.local_app import free_port
 from tests.pair import Pair, from_elsewhere
 from tests.processes import ROOT
 

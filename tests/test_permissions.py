@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.fake_lm_studio import FakeLMStudio
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import normal
 from tests.pair import ORIGIN, Pair, create_key, principal_of, question, running_pair
@@ -47,7 +48,10 @@ async def test_models_of_each_kind_of_caller(tmp_path: Path) -> None:
         for model in (None, "default", "one", "three"):
             assert await asked(model, token, FROM_PAGE) == (403, "model_not_allowed")
         assert await code_of(pair, NATIVE, question(model="one"), token, FROM_PAGE) == (403, "model_not_allowed")
+        assert await code_of(pair, NATIVE, question(model="three"), token, FROM_PAGE) == (403, "model_not_allowed")
         assert len(runtime.chats) == count
+        # With a chat type, which is "home" there, the default is the chat type's model.
+        assert await code_of(pair, NATIVE, question(model="default"), token, FROM_PAGE) == (200, None)
         assert await code_of(pair, NATIVE, question(model="one"), pair.key) == (200, None)
         assert runtime.chats[-1].json["model"] == "one"
 
@@ -79,6 +83,20 @@ async def test_one_model(shared_pair: Pair) -> None:
         key = await shared_pair.token() if missing == "fake-model" else None
         async with shared_pair.get(f"/v1/models/{missing}", key=key, headers=FROM_PAGE) as response:
             assert (response.status, (await response.json())["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_a_chat_type_has_the_context_of_its_own_model(tmp_path: Path) -> None:
+    types = tmp_path / "types"
+    types.mkdir()
+    (types / "home.toml").write_text('system = "Be kind."\n')
+    (types / "brief.toml").write_text('system = "Be brief."\nmodel = "small"\n')
+    async with FakeLMStudio("large", "small") as studio:
+        studio.open("large", context=8192)
+        studio.open("small", context=2048)
+        node = {"runtime": {"kind": "lm-studio", "url": studio.url, "default_model": "large"}, "chat_types": str(types)}
+        async with running_pair(state=tmp_path / "state", node=node) as pair, pair.get("/v1/models") as response:
+            contexts = {model["id"]: model["context_length"] for model in (await response.json())["data"]}
+    assert (contexts["chat:home"], contexts["chat:brief"]) == (8192, 2048)
 
 
 async def test_chat_types_are_listed_without_their_prompts(shared_pair: Pair) -> None:

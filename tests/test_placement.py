@@ -16,7 +16,6 @@ import aiohttp
 import pytest
 from loguru import logger
 
-from hearthlink import ports
 from node import placement as module
 from node.app import run_node
 from node.placement import InterfacePlacement, Placement, TailnetPlacement, settled
@@ -30,10 +29,11 @@ from shared.tailscale.client import LocalClient
 from shared.tailscale.tailnet import Tailnet
 from tests.fake_localapi import FakeLocalAPI
 from tests.fake_runtime import FakeRuntime
+from tests.local_app import free_port
 from tests.pair import settings_for
 from tests.tailnet.shapes import node as described
 from tests.tailnet.shapes import peer, whois
-from tests.waiting import wait_until
+from tests.waiting import HANGS, wait_until
 
 V4, V6 = "100.64.0.1", "fd7a:115c:a1e0::1"
 NEW_V4, NEW_V6 = "100.64.0.7", "fd7a:115c:a1e0::7"
@@ -472,7 +472,7 @@ async def test_health_says_why_nobody_can_call(fake: FakeLocalAPI, runtime: Fake
     """A whole node, which its owner asks at the socket in the state folder while the tailnet is away, and which a
     machine of the tailnet calls when it is there."""
     stop(fake, "NeedsLogin", 2, TailscaleIPs=None, Self=None, TUN=False)
-    port = ports.free()
+    port = free_port()
     node = {"listen": f"tailnet:{port}", "runtime": {"kind": "openai", "url": runtime.url}}
     settings = settings_for(tmp_path, {"node": node, "tailscale": {"socket": str(fake.path)}})
     owner = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(tmp_path / "node.sock")))
@@ -497,7 +497,7 @@ async def _health(client: aiohttp.ClientSession, status: int, reason: str) -> di
     """What health says once it answers with ``status`` and a reason that begins so."""
     said: Any = None
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS):
             while True:
                 async with client.get("http://localhost/healthz") as response:
                     said = await response.json()

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from node.api.length import refuse_too_long
+from node.runtime import Inference
 from node.runtimes.embedded import EmbeddedRuntime
-from node.runtimes.openai import OpenAIRuntime
+from node.runtimes.llama_order import Habits
+from node.runtimes.server import ServerRuntime
 from node.runtimes.upstream_errors import context_exceeded
 from shared.contract.errors import ApiError
 from tests.fake_runtime import FakeRuntime
@@ -85,10 +88,10 @@ async def test_the_refusal_of_one_that_would_queue(real: RealPair) -> None:
 
 async def test_llama_cpp_counts_as_it_judges() -> None:
     """A prompt of one token less than the context is answered, one that fills it is not."""
-    async with running(runtime := EmbeddedRuntime(DEMO, context=256)) as ready:
+    async with running(runtime := EmbeddedRuntime(DEMO, habits=Habits(context=256))) as ready:
         await ready(is_ready)
-        key = runtime._headers["Authorization"].removeprefix("Bearer ")
-        async with running(by_url := OpenAIRuntime(runtime._address, key=key)) as ready:
+        instance = runtime.instance()
+        async with running(by_url := ServerRuntime(instance.address, key=instance.order.key)) as ready:
             await ready(is_ready)
             texts = [" x" * words + mark for words in range(118, 126) for mark in ("", "!")]
             prompts = [ask("demo", text, max_tokens=1) for text in texts]
@@ -133,3 +136,39 @@ async def test_nobody_is_asked_without_need(tmp_path: Path) -> None:
             async with pair.post(NATIVE, question("x" * 5000)) as response:
                 assert (response.status, (await response.json())["error"]["code"]) == (503, "overloaded")
         assert COUNT not in [exchange.path for exchange in runtime.exchanges]
+
+
+class Counting:
+    """A runtime that only counts prompts."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def count_prompt(self, inference: Inference) -> int:
+        self.asked += 1
+        return CONTEXT
+
+
+@pytest.mark.parametrize(
+    ("message", "parameters", "asks"),
+    [
+        ({"role": "user", "content": "hi"}, {}, False),
+        ({"role": "user", "content": "hi"}, {"tools": [{"description": "x" * 1200}]}, True),
+        ({"role": "assistant", "content": "", "tool_calls": [{"arguments": "x" * 1200}]}, {}, True),
+        ({"role": "assistant", "content": None}, {}, False),
+        ({"role": "user", "content": [{"type": "text", "text": "x" * CONTEXT}]}, {}, True),
+    ],
+)
+async def test_tools_calls_and_parts_are_part_of_a_prompt(
+    message: dict[str, Any], parameters: dict[str, Any], asks: bool
+) -> None:
+    """The runtime is asked where the prompt could be too long with them, and believed."""
+    runtime: Any = Counting()
+    inference = Inference("chat", "m", {"messages": [message]}, 5, parameters)
+    if not asks:
+        await refuse_too_long(runtime, inference, CONTEXT)
+        assert runtime.asked == 0
+        return
+    with pytest.raises(ApiError) as refused:
+        await refuse_too_long(runtime, inference, CONTEXT)
+    assert (refused.value.code, runtime.asked) == ("context_length_exceeded", 1)

@@ -13,8 +13,9 @@ from hearthlink.doctor import disk
 from hearthlink.doctor.machine import Machine
 from hearthlink.doctor.report import Line
 from hearthlink.doctor.store import store
+from tests.local_app import free_port
 from tests.pair import settings_for
-from tests.redis_server import free_port, running_redis
+from tests.redis_server import running_redis
 from tests.tcp_proxy import TcpProxy
 
 

@@ -23,8 +23,8 @@ from edge.store.ledger import Cost
 from edge.store.redis.admin import RedisAdmin
 from edge.store.redis.server import TAG
 from edge.store.redis.store import RedisStore
-from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
+from shared.contract.usage import Usage
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import normal
 from tests.pair import ANY_PORT, ORIGIN, question
@@ -124,10 +124,14 @@ async def test_of_all_clients_of_one_caller_exactly_as_many_pass_as_its_rate_all
     async with FakeRuntime() as runtime, two_edges(tmp_path, runtime, store_timeout="50ms", **limits) as edges:
         key = await edges.key("beta")
         await edges.admin.reset_usage("key_" + key.split("_")[1])
+        began = time.monotonic()
         statuses = await asyncio.gather(
             *(edges.status("GET", edges.processes[n % 2], "/v1/chat/types", key) for n in range(clients))
         )
-        assert Counter(statuses) == {200: 5, 429: clients - 5}
+        # One more may pass every 12 s, which a slow machine can take for it.
+        passed = Counter(statuses)[200]
+        assert 5 <= passed <= 5 + (time.monotonic() - began) // 12
+        assert Counter(statuses) == {200: passed, 429: clients - passed}
 
 
 async def test_of_64_clients_of_one_caller_exactly_as_many_run_as_its_plan_allows(tmp_path: Path) -> None:
@@ -186,7 +190,7 @@ import asyncio, itertools, sys, time
 from edge.plans import Plan
 from edge.store.ledger import Cost
 from edge.store.redis.store import RedisStore
-from shared.contract.chat import Usage
+from shared.contract.usage import Usage
 from tests.store.callers import caller
 
 async def work(store, worker, plan):

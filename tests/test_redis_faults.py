@@ -24,10 +24,11 @@ from edge.store.redis.remembered import Remembered
 from edge.store.redis.scripts import Script
 from edge.store.redis.server import TAG
 from edge.store.redis.store import RedisStore
-from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
+from shared.contract.usage import Usage
 from shared.signing_keys import LONGEST_TOKEN
-from tests.redis_server import RedisServer, free_port, running_redis
+from tests.local_app import free_port
+from tests.redis_server import RedisServer, running_redis
 from tests.store.callers import IP, caller, refused, used
 from tests.store.kinds import Clock
 from tests.tcp_proxy import TcpProxy
@@ -37,6 +38,7 @@ QUOTA = Plan("member", requests_per_minute=60, tokens_per_day=1000)
 FREE = Plan("free")
 # A server that is well gets this much of a machine that has other work, too.
 GENEROUS = 5.0
+BURST = 1000  # calls of one edge at once
 # What is kept outlives a kill.
 KEPT = {"appendonly": "yes", "appendfsync": "always"}
 # Of the user in docs/many-edges.md.
@@ -77,7 +79,7 @@ async def test_without_the_server_credentials_are_known_and_a_quota_is_not_guess
             _, key = await admin.create_key("ci", "member", ["chat"])
             await admin.revoke_token("gone", 4_000_000_000)
             _, invite = await admin.create_invite("member", 5, int(time.time()) + 600)
-        await wait_until(lambda: "gone" in store.records.tokens and store.lookup(key), 5)
+        await wait_until(lambda: "gone" in store.records.tokens and store.lookup(key))
         server.stop()
         assert (await refused(store.admit(IP, caller(), QUOTA, Cost(1), "a"))).status == 503
         await noticed(store)
@@ -231,16 +233,21 @@ async def test_whoever_gives_up_waiting_never_leaves_a_reply_to_the_next(tmp_pat
 
 @pytest.mark.case("E58")
 async def test_a_burst_on_a_server_that_is_well_is_counted_there_and_nowhere_else(tmp_path: Path) -> None:
-    """At the time that an edge gives it: calls that wait for one another are not the server's fault."""
+    """Calls that wait for one another are not the server's fault: all of them take longer than one may. The time of one
+    is more than an edge gives it by default, since a busy machine can hold the server up for longer than that."""
     plan = Plan("test", requests_per_minute=100)
     async with (
         running_redis(tmp_path / "redis") as server,
-        opened(server.url, budget=0.05) as one,
-        opened(server.url, budget=0.05) as two,
+        opened(server.url, budget=0.25) as one,
+        opened(server.url, budget=0.25) as two,
     ):
-        asked = [store.charge_request(None, caller(), plan) for store in (one, two) for _ in range(200)]
+        asked = [store.charge_request(None, caller(), plan) for store in (one, two) for _ in range(BURST)]
+        began = time.monotonic()
         found = await asyncio.gather(*asked, return_exceptions=True)
-        assert sum(isinstance(each, Grant) for each in found) == 100
+        took = time.monotonic() - began
+        assert took > 0.25
+        # One more may pass every 0.6 s.
+        assert 100 <= sum(isinstance(each, Grant) for each in found) <= 100 + took // 0.6
         assert {each.code for each in found if isinstance(each, ApiError)} == {"rate_limited"}
         assert one.problem is None and two.problem is None
 
@@ -364,7 +371,7 @@ async def test_a_cluster_works_and_a_slot_that_moves_costs_no_request(tmp_path: 
         async with administering(one.url.removesuffix("/0")) as admin:
             _, key = await admin.create_key("ci", "member", ["chat"])
             assert (await admin.standing("caller")).used == 30
-        await wait_until(lambda: _opens(store, key), 5)
+        await wait_until(lambda: _opens(store, key))
         await store._server.drop_connections()
         _move_slot(one, two, one.ask("CLUSTER", "KEYSLOT", TAG))
         await store.admit(IP, caller(), QUOTA, Cost(200), "b")

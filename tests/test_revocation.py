@@ -16,7 +16,6 @@ from edge.app import run_edge
 from edge.principals import Principal
 from edge.store.opening import admin_from
 from edge.tokens import Tokens
-from shared.contract.surface import SURFACES
 from shared.state import StateDir
 from tests import command_line
 from tests.fake_runtime import FakeRuntime
@@ -33,6 +32,14 @@ REVOCATIONS: dict[str, Callable[[str], tuple[str, ...]]] = {
     "token": lambda token: (token,),
     "principal": lambda token: ("token_ci",),
     "everyone": lambda token: ("--everyone",),
+}
+
+
+# What each surface is asked that a chat of the runtime answers.
+CHATS: dict[str, dict[str, Any]] = {
+    "/v1/chat": question(),
+    "/v1/chat/completions": question(),
+    "/api/chat": {"message": "Where to?"},
 }
 
 
@@ -56,14 +63,14 @@ async def code_of(pair: Pair, credential: str, **headers: str) -> str | None:
 async def test_answers_that_run_end_on_every_surface(tmp_path: Path, what: str) -> None:
     """Streams and whole answers of an edge process, ended by the command; a key's own answers go on."""
     async with (
-        FakeRuntime("stall_mid_stream", slots=5) as runtime,
+        FakeRuntime("stall_mid_stream", slots=7) as runtime,
         running_processes(runtime.url, tmp_path) as processes,
     ):
         token = await mint(tmp_path)
         async with asyncio.TaskGroup() as group:
             asked = [
-                group.create_task(ended(processes.url + surface.path, token, stream))
-                for surface in SURFACES.values()
+                group.create_task(ended(processes.url + path, token, stream))
+                for path in CHATS
                 for stream in (True, False)
             ]
             on_a_key = group.create_task(ended(processes.url + "/v1/chat", processes.key, True))
@@ -71,7 +78,7 @@ async def test_answers_that_run_end_on_every_surface(tmp_path: Path, what: str) 
             done = await command_line.run("token", "revoke", *REVOCATIONS[what](token), state=tmp_path)
             assert done.status == 0, done.err
             async with asyncio.timeout(PROMISED):
-                assert await asyncio.gather(*asked) == ["token_revoked"] * 4
+                assert await asyncio.gather(*asked) == ["token_revoked"] * len(asked)
             assert not on_a_key.done()
             on_a_key.cancel()
 
@@ -80,7 +87,7 @@ async def ended(url: str, credential: str, stream: bool) -> str:
     """The code of the error that ends an answer, or that stands for it."""
     async with await RawClient.connect(url) as raw:
         path = "/" + url.split("/", 3)[3]
-        await raw.post(path, question(stream=stream), {"Authorization": f"Bearer {credential}"})
+        await raw.post(path, {**CHATS[path], "stream": stream}, {"Authorization": f"Bearer {credential}"})
         head = await raw.head(60)
         body = (await raw.body(60)).decode()
     if not stream:
@@ -108,7 +115,7 @@ async def test_one_token_of_a_caller_ends_and_the_others_go_on(pair: Pair) -> No
     first, second = await mint(pair.state), await mint(pair.state)
     done = await command_line.run("token", "revoke", "-", "--json", state=pair.state, stdin=first + "\n")
     assert (done.status, json.loads(done.out)) == (0, {"revoked": "token", "principal": "token_ci"})
-    await wait_until(lambda: pair.edge.services.store.revoked(verified(pair.state, first)), 2)
+    await wait_until(lambda: pair.edge.services.store.revoked(verified(pair.state, first)))
     assert [await code_of(pair, token) for token in (first, second)] == ["token_revoked", None]
 
 
@@ -116,7 +123,7 @@ async def test_one_caller_ends_and_the_others_go_on(pair: Pair) -> None:
     first, again, other = await mint(pair.state), await mint(pair.state), await mint(pair.state, "other")
     done = await command_line.run("token", "revoke", "token_ci", state=pair.state)
     assert done.status == 0 and "Every credential of token_ci is revoked" in done.err, done.err
-    await wait_until(lambda: pair.edge.services.store.revoked(verified(pair.state, first)), 2)
+    await wait_until(lambda: pair.edge.services.store.revoked(verified(pair.state, first)))
     assert [await code_of(pair, token) for token in (first, again, other)] == ["token_revoked", "token_revoked", None]
     await next_second()
     assert await code_of(pair, await mint(pair.state)) is None, "what is issued later is another decision"
@@ -132,7 +139,7 @@ async def test_everybody_ends_but_keys_and_doors(pair: Pair) -> None:
     minted, page = await mint(pair.state), await pair.token()
     done = await command_line.run("token", "revoke", "--everyone", state=pair.state)
     assert done.status == 0, done.err
-    await wait_until(lambda: pair.edge.services.store.revoked(verified(pair.state, minted)), 2)
+    await wait_until(lambda: pair.edge.services.store.revoked(verified(pair.state, minted)))
     assert [await code_of(pair, minted), await code_of(pair, page, **FROM_PAGE)] == ["token_revoked"] * 2
     assert await code_of(pair, pair.key) is None
     assert await code_of(pair, await pair.token(), **FROM_PAGE) is None, "in the same second too"
@@ -163,7 +170,7 @@ async def test_a_key_s_caller_is_revoked_with_the_key(pair: Pair) -> None:
         token = (await response.json())["token"]
     done = await command_line.run("token", "revoke", principal_of(key), state=pair.state)
     assert done.status == 0, done.err
-    await wait_until(lambda: pair.edge.services.store.revoked(verified(pair.state, token)), 2)
+    await wait_until(lambda: pair.edge.services.store.revoked(verified(pair.state, token)))
     assert (await code_of(pair, key), await code_of(pair, token)) == ("invalid_token", "token_revoked")
     async with pair.post("/v1/token", {}, key=key) as response:
         assert response.status == 401
@@ -190,7 +197,7 @@ async def test_a_guest_who_was_revoked_does_not_come_in_again_by_the_same_invite
         guest = verified(tmp_path, token)
         done = await command_line.run("token", "revoke", guest.id, state=tmp_path)
         assert done.status == 0, done.err
-        await wait_until(lambda: pair.edge.services.store.revoked(guest), 2)
+        await wait_until(lambda: pair.edge.services.store.revoked(guest))
         await next_second()
         assert "token" not in await entered(pair, {"invite": invite})
         assert "token" not in await entered(pair, {}, token)

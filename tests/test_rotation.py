@@ -32,7 +32,7 @@ from tests.pair import ANY_PORT, ORIGIN, Pair, from_elsewhere, question, running
 from tests.processes import ROOT, Processes, running_processes
 from tests.raw_http import RawClient
 from tests.redis_server import running_redis
-from tests.waiting import wait_until
+from tests.waiting import HANGS, wait_until
 
 NATIVE = "/v1/chat"
 CALLERS = 3
@@ -168,7 +168,7 @@ async def test_rotated_by_the_command_under_load_no_request_is_refused(runtime: 
             rotated = await command_line.run("key", "rotate", state=tmp_path)
             assert rotated.status == 0, rotated.err
             at_rotation = seen.total()
-            await wait_until(lambda: "signing keys were rotated" in processes.edge.text(), 5)
+            await wait_until(lambda: "signing keys were rotated" in processes.edge.text())
             await until_more(seen, 20)
         assert set(seen) == {200} and seen.total() >= at_rotation + 20
         after = state.signing_keys()
@@ -226,7 +226,7 @@ async def test_rotated_in_the_settings_under_load_no_request_is_refused(runtime:
 
 async def reloaded(processes: Processes, times: int) -> None:
     processes.edge.signal(signal.SIGHUP)
-    await wait_until(lambda: processes.edge.text().count("reloaded edge.signing_keys") == times, 5)
+    await wait_until(lambda: processes.edge.text().count("reloaded edge.signing_keys") == times)
 
 
 @pytest.mark.case("B26")
@@ -239,7 +239,7 @@ async def test_a_stream_that_runs_notices_no_rotation(pair: Pair, runtime: FakeR
         assert (await raw.head()).status == 200
         await raw.read_until(b"one ")
         keys = await rotate(pair, LONGEST_TOKEN)
-        await wait_until(lambda: pair.edge.keys == keys, 3)
+        await wait_until(lambda: pair.edge.keys == keys)
         assert (await raw.body(10)).endswith(b"data: [DONE]\n\n")
     async with pair.get("/v1/me", key=token, headers={"Origin": ORIGIN}) as response:
         assert response.status == 200
@@ -295,7 +295,7 @@ async def test_after_a_leak_no_token_that_is_out_works(runtime: FakeRuntime, tmp
             finished = await command_line.run("key", "rotate", "--leaked", state=tmp_path)
             assert finished.status == 0, finished.err
             await raw.read_until(b"token_revoked", 5)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS):
             while await me(processes, token) != 401 or await works(processes) != 200:  # noqa: ASYNC110 - not our loop
                 await asyncio.sleep(0.1)
 
@@ -316,7 +316,7 @@ async def test_what_was_forged_with_a_leaked_key_ends_too(runtime: FakeRuntime, 
             assert stolen.status == own.status == 200
             finished = await command_line.run("key", "rotate", "--leaked", state=tmp_path)
             assert finished.status == 0, finished.err
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(HANGS):
                 assert b"token_revoked" in await stolen.content.read()
             assert len(pair.edge.services.chats) == 1
 

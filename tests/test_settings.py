@@ -189,6 +189,12 @@ def test_unknown_keys_are_errors_with_a_suggestion(
         ('[edge]\nserve = "0.0.0.0:1"', "edge.serve = '0.0.0.0:1' (file FILE) is not loopback"),
         ('[node]\nlisten = "100.64.0.1:8001"', 'may change: write "tailnet"'),
         ('[node]\nlisten = "interface:"', "is not the name of a network interface"),
+        (
+            '[node.models.a]\naliases = ["fast"]\n[node.models.b]\naliases = ["quick", "fast"]',
+            'has the alias "fast" for "a" and for "b": leave it with one of them',
+        ),
+        ('[node.models.a]\naliases = ["default"]', 'alias "default" for "a", which means the default model'),
+        ('[node.models.a]\naliases = ["chat:home"]', 'alias "chat:home" for "a", which means a chat type'),
         ('[node]\nlisten = "interface:wg0"', "node.tls is missing: on an interface"),
         ('[node]\nlisten = "tailnet:x"', "has no port"),
         ('[tailscale]\nnode_capability = "https://a.b/c"', "is not the name of a capability"),
@@ -198,7 +204,10 @@ def test_unknown_keys_are_errors_with_a_suggestion(
         ('[node]\nlisten = "0.0.0.0:8001"', "node.listen = '0.0.0.0:8001' (file FILE) is not loopback"),
         ("[node]\nslots = 0", "node.slots = 0"),
         ('[node]\ntokens = ["short"]', "node.tokens (file FILE) is not a token"),
-        ('[node.runtime]\nkind = "lmstudio"', "it should be 'auto', 'embedded' or 'openai'"),
+        (
+            '[node.runtime]\nkind = "lmstudio"',
+            "it should be 'auto', 'embedded', 'openai', 'lm-studio', 'llama.cpp', 'vllm', 'ollama' or 'sglang'",
+        ),
         ('[node.runtime]\nkind = "openai"', "node.runtime.url is missing"),
         ('[node.runtime]\nurl = "http://10.0.0.9:1234"', "allow_remote_runtime = true"),
         ('[node.runtime]\nmodel = ""', "node.runtime.model = '' (file FILE) is empty"),
@@ -376,6 +385,9 @@ def test_lm_studios_variable_stands_in(home: Path) -> None:
     assert load(home, '[node.runtime]\nkind = "embedded"', environ=environ).node.runtime.url is None
     kept = load(home, '[node.runtime]\nurl = "http://127.0.0.1:9"', environ=environ).node.runtime
     assert (kept.kind, kept.url) == ("auto", "http://127.0.0.1:9")
+    named = load(home, '[node.runtime]\nkind = "lm-studio"', environ=environ).node.runtime
+    assert (named.kind, named.url) == ("lm-studio", "http://localhost:1234/v1")
+    assert load(home, '[node.runtime]\nkind = "vllm"', environ=environ).node.runtime.url is None
 
 
 @pytest.mark.parametrize(

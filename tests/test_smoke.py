@@ -18,7 +18,7 @@ from tests.fake_scripts import DONE, chunk, normal, words
 from tests.pair import Pair
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-NAMES = ["health", "token", "chat", "stream", "cancel"]
+NAMES = ["health", "token", "chat", "stream", "cancel", "memory"]
 
 
 def outcomes(smoke: Finished) -> dict[str, str]:
@@ -53,12 +53,12 @@ async def test_a_token_can_be_given_in_the_environment(pair: Pair) -> None:
 
 async def test_an_origin_that_may_get_no_token_is_told(pair: Pair) -> None:
     refused = await smoke_json(pair.url, state=pair.state)
-    assert [check["outcome"] for check in refused["checks"]] == ["ok", "failed", "skipped", "skipped", "skipped"]
+    assert [check["outcome"] for check in refused["checks"]] == ["ok", "failed", *["skipped"] * 4]
     assert "edge.allowed_origins" in refused["checks"][1]["detail"] and refused["ok"] is False
 
 
 async def test_cancel_stops_the_model(pair: Pair, runtime: FakeRuntime) -> None:
-    runtime.script = [normal(3), normal(3), normal(400, 0.05)]
+    runtime.script = [normal(3), normal(3), normal(400, 0.05), normal(3)]
     smoke = await run("smoke", pair.url, "--key", pair.key, state=pair.state)
     assert smoke.status == 0 and "stopped after" in smoke.out, smoke
     assert runtime.aborted == 1
@@ -82,7 +82,7 @@ async def test_an_edge_without_a_model_fails_health_and_chat(pair: Pair, runtime
 
 async def test_nobody_there(tmp_path: Path) -> None:
     found = await smoke_json("http://127.0.0.1:9", state=tmp_path)
-    assert [check["outcome"] for check in found["checks"]] == ["failed", "failed", "skipped", "skipped", "skipped"]
+    assert [check["outcome"] for check in found["checks"]] == ["failed", "failed", *["skipped"] * 4]
     assert "Nothing answers at http://127.0.0.1:9 (" in found["checks"][0]["detail"]
 
 
@@ -108,6 +108,11 @@ async def not_running(request: web.Request) -> web.StreamResponse:
     return web.json_response({"error": error, "request_id": "r"}, status=404)
 
 
+async def no_conversations(request: web.Request) -> web.StreamResponse:
+    error = {"message": "This node keeps none.", "type": "x", "code": "not_supported", "param": None}
+    return web.json_response({"error": error, "request_id": "r"}, status=404)
+
+
 async def no_content(request: web.Request) -> web.StreamResponse:
     return web.Response(status=204)
 
@@ -128,6 +133,7 @@ async def an_edge(stream: Handler, stop: Handler = not_running) -> AsyncIterator
     app.router.add_post("/v1/token", token)
     app.router.add_post("/v1/chat", chat)
     app.router.add_delete("/v1/chat/{id}", stop)
+    app.router.add_post("/api/chat", no_conversations)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -162,6 +168,7 @@ async def test_a_good_stream_passes(tmp_path: Path) -> None:
         found = await smoke_json(url, state=tmp_path)
     assert found["ok"] and "8 events" in found["checks"][3]["detail"]
     assert "was over before it could be stopped" in found["checks"][4]["detail"]
+    assert found["checks"][5]["detail"] == "the node keeps no conversations"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +192,7 @@ async def test_a_cancel_that_stops_nothing_is_told(tmp_path: Path) -> None:
     streams = iter((quick, slow))
     async with an_edge(lambda request: next(streams)(request), stop=no_content) as url:
         found = await smoke_json(url, state=tmp_path)
-    assert [check["outcome"] for check in found["checks"]] == ["ok", "ok", "ok", "ok", "failed"]
+    assert [check["outcome"] for check in found["checks"]] == ["ok", "ok", "ok", "ok", "failed", "ok"]
     assert "The answer went on" in found["checks"][4]["detail"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -84,6 +85,18 @@ def test_no_join_of_pieces_leaves_a_token(pieces: list[str]) -> None:
     assert neutraliser.clean(cleaned) == cleaned
 
 
+@given(st.lists(st.text("<|im_start>end[/INS]{ctl}x", max_size=8), max_size=8), st.data())
+def test_texts_that_are_put_together_are_cleaned_as_the_one_that_they_are(
+    texts: list[str], data: st.DataObject
+) -> None:
+    at = data.draw(st.integers(0, len(texts)))
+    texts[at:at] = list(data.draw(st.sampled_from(FAMILIES)))  # a token in pieces of one character
+    neutraliser = Neutraliser(OWN)
+    cleaned = neutraliser.clean_joined(texts)
+    assert "".join(cleaned) == neutraliser.clean("".join(texts))
+    assert [text.replace(JOINER, "") for text in cleaned] == texts
+
+
 def test_a_token_that_begins_inside_another_is_broken_too() -> None:
     tokens = {"<<a", "<a>", "a>>"}
     cleaned = Neutraliser(tokens).clean("<<a>>")
@@ -99,3 +112,18 @@ def test_hostile_text_of_a_megabyte_is_linear(text: str) -> None:
     started = time.process_time()
     neutraliser.clean(text)
     assert time.process_time() - started < 5
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from([*FAMILIES, "a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*FAMILIES, "a"]), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+def test_no_string_of_a_json_value_keeps_a_token_and_the_rest_is_as_it_was(value: object) -> None:
+    cleaned = Neutraliser().clean_all(value)
+    text = json.dumps(cleaned, ensure_ascii=False)
+    assert not any(token in text for token in FAMILIES)
+    assert json.loads(text.replace(JOINER, "")) == value

@@ -41,7 +41,7 @@ from shared.state import StateDir
 from tests.fake_localapi import FakeLocalAPI, text
 from tests.pair import ANY_PORT, ORIGIN, create_key, settings_for
 from tests.tailnet.shapes import whois
-from tests.waiting import wait_until
+from tests.waiting import HANGS, wait_until
 
 CAPABILITY = "hearthlink.internal/cap/tester"
 LOGIN = "anna@example.com"
@@ -510,7 +510,7 @@ async def test_the_door_without_a_name_is_not_there(served: Served) -> None:
 
 async def test_keys_go_on_working(served: Served) -> None:
     key = create_key(served.state)
-    async with asyncio.timeout(5):  # a running edge looks for new keys once a second
+    async with asyncio.timeout(HANGS):  # a running edge looks for new keys once a second
         while (answer := await served.mint(Authorization=f"Bearer {key}", Tailscale_User_Login=None))[0] == 401:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     assert (answer[0], answer[1]["principal"]["kind"]) == (200, "key")
@@ -608,7 +608,7 @@ async def test_what_is_open_on_loopback_is_not_open_to_the_tailnet(tmp_path: Pat
 
 async def test_by_itself_it_listens_where_tailscaled_answers(tmp_path: Path) -> None:
     async with serving_edge(tmp_path, {"serve": "auto"}) as served:
-        await wait_until(lambda: served.edge.services.serve == "unix", 5)
+        await wait_until(lambda: served.edge.services.serve == "unix")
         served.grant({})
         assert (await served.mint())[0] == 200
 
@@ -617,7 +617,7 @@ async def test_by_itself_it_leaves_an_old_tailscaled_alone(tmp_path: Path) -> No
     async with serving_edge(tmp_path, {"serve": "auto"}, capability_version=130) as served:
         tailnet = served.edge.services.tailnet
         assert tailnet is not None
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS):
             await tailnet.until(lambda view: view.failure is None)
         await asyncio.sleep(0.05)
         assert (served.edge.services.serve, mode_of(served.socket)) == (None, 0)
@@ -636,7 +636,7 @@ async def test_by_itself_a_place_that_is_taken_is_no_reason_to_end(tmp_path: Pat
     async with serving_edge(tmp_path, {"serve": "auto"}) as served:
         tailnet = served.edge.services.tailnet
         assert tailnet is not None
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS):
             await tailnet.until(lambda view: view.failure is None)
         await asyncio.sleep(0.05)
         assert served.edge.services.serve is None
@@ -660,12 +660,12 @@ async def test_by_itself_it_tries_again(
     monkeypatch.setattr(listening, "bind", short_of_files)
     monkeypatch.setattr(serve_listener, "_TRY_AGAIN", 0.05)
     async with serving_edge(tmp_path, {"serve": "auto"}) as served:
-        await wait_until(lambda: lines, 5)
+        await wait_until(lambda: lines)
         await asyncio.sleep(0.2)
         assert served.edge.services.serve is None
         assert len(lines) == 1 and "Tailscale Serve cannot reach this edge" in lines[0] and "open files" in lines[0]
         failing.clear()
-        await wait_until(lambda: served.edge.services.serve == "unix", 5)
+        await wait_until(lambda: served.edge.services.serve == "unix")
     failing.append(True)
     async with serving_edge(tmp_path, {"serve": "auto"}):
-        await wait_until(lambda: len(lines) > 2, 5)
+        await wait_until(lambda: len(lines) > 2)

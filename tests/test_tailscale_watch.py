@@ -23,7 +23,7 @@ from shared.tailscale.tailnet import Tailnet
 from shared.tailscale.view import View, after
 from tests.fake_localapi import FakeLocalAPI, text
 from tests.tailnet.shapes import node, peer, user
-from tests.waiting import wait_until
+from tests.waiting import HANGS, wait_until
 
 MESSAGES: list[dict[str, Any]] = [
     {"Version": "1", "SessionID": "s", "State": 6, "ErrMessage": None},
@@ -107,7 +107,7 @@ class Seen:
         self.views.append(after)
 
     async def until(self, wanted: Callable[[View], bool]) -> View:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS):
             return await self.tailnet.until(wanted)
 
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,10 +20,13 @@ import pytest_asyncio
 
 from hearthlink import ports, welcome
 from hearthlink.output import Failure
+from hearthlink.pair import _Patience
+from hearthlink.progress import Progress
 from tests import command_line
 from tests.command_line import Up, descendants, is_alive, run, running_up
 from tests.fake_runtime import FakeRuntime
 from tests.fake_scripts import normal, text
+from tests.local_app import free_pair
 from tests.waiting import wait_until
 
 DEMO = command_line.ROOT / "models" / "demo.gguf"
@@ -70,7 +74,7 @@ async def test_chat_asks_it_without_a_credential(shared: Up) -> None:
 @pytest.mark.asyncio(loop_scope="module")
 async def test_smoke_finds_it_well(shared: Up) -> None:
     smoke = await run("smoke", shared.url, state=shared.state)
-    assert smoke.status == 0 and smoke.out.count("[ok]") == 5, smoke
+    assert smoke.status == 0 and smoke.out.count("[ok]") == 6, smoke
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -100,7 +104,7 @@ async def test_a_second_one_on_its_state_is_refused(shared: Up) -> None:
 
 
 async def test_two_at_once_on_one_port(tmp_path: Path) -> None:
-    port = str(ports.free_pair())
+    port = str(free_pair())
     folders = [tmp_path / name for name in ("a", "b")]
     for folder in folders:
         folder.mkdir()
@@ -245,6 +249,39 @@ async def test_a_server_of_the_person_is_waited_for(tmp_path: Path) -> None:
             assert "fake-model (" in up.out
 
 
+async def test_on_a_yielded_node_it_says_where_it_answers_and_how_that_ends(
+    runtime: FakeRuntime, tmp_path: Path
+) -> None:
+    (tmp_path / "state").mkdir(mode=0o700, exist_ok=True)
+    (tmp_path / "state" / "node-models.json").write_text('{"yielded": true}')
+    async with running_up("--runtime", runtime.url, state=tmp_path / "state") as up:
+        assert up.url in up.out and "hearthlink model resume" in up.out
+        assert up.err.count("has taken its GPU back") <= 1
+
+
+def test_a_line_that_says_the_same_again_is_not_said_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([10.0, 20.0, 30.0, 31.0, 40.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    progress = Progress()
+    for stage, line in (("a", "one"), ("a", "one"), ("a", "two"), ("a", "three"), ("a", "three")):
+        progress.show(stage, line)
+    assert capsys.readouterr().err.splitlines() == ["one", "two", "three"]
+
+
+async def test_waiting_is_told_as_it_is() -> None:
+    """Of llama.cpp nothing is said where no process ran, and the beginning not again after what came later."""
+    patience = _Patience()
+    assert patience.judge({})[1] == "Starting node and edge."
+    missing = {"status": "unavailable", "runtime": "embedded", "reason": "No model is set."}
+    assert patience.judge(missing)[1] == "Starting node and edge."
+    ended = {**missing, "reason": "The model does not fit. It is started again."}
+    assert patience.judge(ended)[1].startswith("llama.cpp ended")
+    assert patience.judge({"status": "loading", "reason": "Loading alpha."})[1] == "Loading alpha."
+    assert patience.judge({"status": "ok", "reason": ""})[1] == "Loading alpha."
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
@@ -355,8 +392,17 @@ def test_the_page_opens_where_it_can_be_seen(monkeypatch: pytest.MonkeyPatch, di
     assert asked == ["http://127.0.0.1:1"] * opened
 
 
+def test_free_ports_are_none_that_the_system_gives_away() -> None:
+    """A port from the system's own range may be a connection's by the time that it is listened on."""
+    for _ in range(100):
+        port = ports.free_pair()
+        assert 1024 < port < port + 1 < 32768
+        assert ports.problem(port) is None
+        assert ports.problem(port + 1) is None
+
+
 def test_ports_are_claimed_once() -> None:
-    port = ports.free_pair()
+    port = free_pair()
     with ports.claimed(port), pytest.raises(Failure, match=f"Port {port} "), ports.claimed(port):
         pass
     with ports.claimed(port):
@@ -365,7 +411,7 @@ def test_ports_are_claimed_once() -> None:
 
 @pytest.mark.parametrize("offset", [0, 1])
 def test_a_taken_port_is_named(offset: int) -> None:
-    port = ports.free_pair()
+    port = free_pair()
     with socket.socket() as other:
         other.bind((ports.HOST, port + offset))
         other.listen()

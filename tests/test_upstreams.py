@@ -27,9 +27,9 @@ from shared.asgi.listener import Listener
 from shared.asgi.protocol import Limits
 from shared.asgi.server import serving
 from shared.asgi.types import App, Receive, Scope, Send
-from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
 from shared.contract.snapshot import ModelInfo, NodeSnapshot
+from shared.contract.usage import Usage
 from shared.link import SUBPROTOCOL
 from shared.link import session as session_module
 from shared.link.call import Call, End, Outlet
@@ -41,6 +41,7 @@ from shared.ticker import Ticker
 from shared.tls import client_context, server_context
 from tests.certificates import Authority
 from tests.linked import EDGE_HELLO, call
+from tests.local_app import free_port
 from tests.pair import edge_settings
 from tests.waiting import wait_until
 
@@ -103,7 +104,7 @@ async def kept(nodes: Nodes, links: int = 1) -> AsyncIterator[Upstream]:
         served(nodes) as url,
         running(Address("default", url, "hln_x", links=links)) as upstream,
     ):
-        await wait_until(lambda: len(upstream.sessions) == links, 3)
+        await wait_until(lambda: len(upstream.sessions) == links)
         yield upstream
 
 
@@ -154,7 +155,7 @@ async def test_what_an_old_process_still_says_does_not_hide_the_new_one() -> Non
         await reply.head()
         nodes.boot = "boot-2"
         nodes.sessions[0].go_away()  # a stream still runs on it
-        await wait_until(lambda: len(nodes.sessions) == 2 and upstream.connected, 3)
+        await wait_until(lambda: len(nodes.sessions) == 2 and upstream.connected)
         nodes.say(1, "boot-2", 0)
         await wait_until(lambda: seen(upstream) == ("boot-2", 0))
         nodes.say(0, "boot-1", 99)
@@ -186,16 +187,17 @@ async def test_an_unusable_snapshot_changes_nothing() -> None:
 async def test_a_draining_link_is_replaced_and_closes_when_its_streams_have_ended() -> None:
     nodes = Nodes()
     async with kept(nodes) as upstream:
-        reply = upstream.session().open(call())
+        old = upstream.session()
+        reply = old.open(call())
         await reply.head()
         nodes.sessions[0].go_away()
-        await wait_until(lambda: len(nodes.live) == 2 and len(upstream.sessions) == 1, 3)
+        await wait_until(lambda: len(nodes.live) == 2 and upstream.sessions and old not in upstream.sessions)
         second = upstream.session().open(call())
         await second.head()
         assert (nodes.sessions[0].streams, nodes.sessions[1].streams) == (1, 1)  # new ones go to the new link
         nodes.go_on.set()
         assert await reply.read() == b"data: [DONE]\n\n"
-        await wait_until(lambda: nodes.live == [nodes.sessions[1]], 3)
+        await wait_until(lambda: nodes.live == [nodes.sessions[1]])
 
 
 async def test_two_links_share_the_streams() -> None:
@@ -210,7 +212,7 @@ async def test_a_lost_link_is_dialled_again() -> None:
     nodes = Nodes()
     async with kept(nodes) as upstream:
         nodes.sessions[0].close()
-        await wait_until(lambda: len(nodes.sessions) == 2 and upstream.connected, 3)
+        await wait_until(lambda: len(nodes.sessions) == 2 and upstream.connected)
         assert "ended" in upstream.reason
 
 
@@ -231,7 +233,7 @@ async def test_a_node_of_another_version_is_named_with_what_to_upgrade(monkeypat
         served(nodes) as url,
         running(Address("default", url, "hln_x")) as upstream,
     ):
-        await wait_until(lambda: "upgrade Hearthlink on" in upstream.reason, 3)
+        await wait_until(lambda: "upgrade Hearthlink on" in upstream.reason)
         assert not upstream.connected
 
 
@@ -255,7 +257,7 @@ async def test_a_refusal_says_what_to_do(status: int, says: list[str]) -> None:
         served(nodes) as url,
         running(Address("default", url, "hln_secret")) as upstream,
     ):
-        await wait_until(lambda: all(part in upstream.reason for part in says), 3, what=lambda: upstream.reason)
+        await wait_until(lambda: all(part in upstream.reason for part in says), what=lambda: upstream.reason)
         assert "hln_secret" not in upstream.reason
         with pytest.raises(ApiError) as unavailable:
             upstream.session()
@@ -268,14 +270,13 @@ async def test_a_web_server_is_no_node() -> None:
         served(PlainTextResponse("It works!")) as url,
         running(Address("default", url, "hln_x")) as upstream,
     ):
-        await wait_until(lambda: "not a Hearthlink node" in upstream.reason, 3, what=lambda: upstream.reason)
+        await wait_until(lambda: "not a Hearthlink node" in upstream.reason, what=lambda: upstream.reason)
 
 
 async def test_nothing_there_says_what_to_start() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     async with running(Address("default", f"ws://127.0.0.1:{port}/link", "hln_x")) as upstream:
-        await wait_until(lambda: "cannot reach the node" in upstream.reason, 3)
+        await wait_until(lambda: "cannot reach the node" in upstream.reason)
         for part in (f"ws://127.0.0.1:{port}/link", "refused", "hearthlink node", "edge.upstreams.default.url"):
             assert part in upstream.reason
 
@@ -304,8 +305,8 @@ async def test_a_wrong_host_name_is_said_and_ends_no_other_link(
         upstreams = Upstreams([wrong, Upstream(Address("good", good, "t"), EDGE_HELLO)])
         task = asyncio.create_task(upstreams.run())
         try:
-            await wait_until(lambda: says in wrong.reason, 3, what=lambda: wrong.reason)
-            await wait_until(lambda: upstreams.all[1].connected, 3)
+            await wait_until(lambda: says in wrong.reason, what=lambda: wrong.reason)
+            await wait_until(lambda: upstreams.all[1].connected)
             assert "Correct edge.upstreams.wrong.url" in wrong.reason
             assert not task.done()
         finally:
@@ -338,7 +339,7 @@ async def test_a_port_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyP
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts in the kernel, and nobody reads
         address = Address("default", f"ws://127.0.0.1:{silent.getsockname()[1]}/link", "hln_x")
         async with running(address) as upstream:
-            await wait_until(lambda: "no answer" in upstream.reason, 3)
+            await wait_until(lambda: "no answer" in upstream.reason)
 
 
 async def test_another_subprotocol_is_no_node() -> None:
@@ -351,7 +352,7 @@ async def test_another_subprotocol_is_no_node() -> None:
         served(other) as url,
         running(Address("default", url, "hln_x")) as upstream,
     ):
-        await wait_until(lambda: "not a Hearthlink node" in upstream.reason, 3, what=lambda: upstream.reason)
+        await wait_until(lambda: "not a Hearthlink node" in upstream.reason, what=lambda: upstream.reason)
 
 
 # -- certificates -----------------------------------------------------------------------------------------------------
@@ -373,7 +374,7 @@ async def with_certificates(of_node: TlsSettings, of_edge: TlsSettings) -> Async
 
 async def test_a_link_over_tls_needs_certificates_of_one_authority(authority: Authority) -> None:
     async with with_certificates(authority.issue("node"), authority.issue("edge")) as upstream:
-        await wait_until(lambda: upstream.connected, 3, what=lambda: upstream.reason)
+        await wait_until(lambda: upstream.connected, what=lambda: upstream.reason)
 
 
 @pytest.mark.parametrize("whose", ["node", "edge"])
@@ -383,7 +384,7 @@ async def test_a_certificate_of_another_authority_is_said(authority: Authority, 
     wrong = stranger.model_copy(update={"authority": authority.certificate})
     pair = {name: wrong if name == whose else authority.issue(name) for name in ("node", "edge")}
     async with with_certificates(pair["node"], pair["edge"]) as upstream:
-        await wait_until(lambda: "TLS" in upstream.reason, 3, what=lambda: upstream.reason)
+        await wait_until(lambda: "TLS" in upstream.reason, what=lambda: upstream.reason)
         assert "edge.upstreams.x.tls" in upstream.reason
         assert upstream.cause == "other"
 
@@ -417,17 +418,18 @@ async def test_a_link_notices_a_dead_path_and_keeps_a_silent_one_warm() -> None:
 async def test_a_redial_makes_a_new_link_and_running_streams_go_on() -> None:
     nodes = Nodes()
     async with kept(nodes) as upstream:
-        reply = upstream.session().open(call())
+        old = upstream.session()
+        reply = old.open(call())
         await reply.head()
         upstream.redial()
         assert upstream.connected, "the old link serves until there is a new one"
-        await wait_until(lambda: len(nodes.live) == 2 and len(upstream.sessions) == 1, 3)
+        await wait_until(lambda: len(nodes.live) == 2 and upstream.sessions and old not in upstream.sessions)
         second = upstream.session().open(call())
         await second.head()
         assert (nodes.sessions[0].streams, nodes.sessions[1].streams) == (1, 1)
         nodes.go_on.set()
         assert await reply.read() == b"data: [DONE]\n\n"
-        await wait_until(lambda: nodes.live == [nodes.sessions[1]], 3)
+        await wait_until(lambda: nodes.live == [nodes.sessions[1]])
 
 
 async def test_a_link_that_is_lost_gets_no_new_streams() -> None:
@@ -435,7 +437,7 @@ async def test_a_link_that_is_lost_gets_no_new_streams() -> None:
     async with kept(nodes) as upstream:
         upstream.redial(lost=True)
         assert not upstream.connected
-        await wait_until(lambda: upstream.connected and len(nodes.sessions) == 2, 3)
+        await wait_until(lambda: upstream.connected and len(nodes.sessions) == 2)
 
 
 async def test_a_node_that_is_taken_away_ends_its_streams_first() -> None:
@@ -449,7 +451,7 @@ async def test_a_node_that_is_taken_away_ends_its_streams_first() -> None:
         assert len(nodes.sessions) == 1, "it is not dialled again"
         nodes.go_on.set()
         assert await reply.read() == b"data: [DONE]\n\n"
-        await wait_until(lambda: not nodes.live, 3)
+        await wait_until(lambda: not nodes.live)
 
 
 async def test_nodes_come_and_go_while_the_others_are_asked() -> None:
@@ -458,10 +460,10 @@ async def test_nodes_come_and_go_while_the_others_are_asked() -> None:
         upstreams = Upstreams([Upstream(Address("first", url, "t", priority=1), EDGE_HELLO)])
         task = asyncio.create_task(upstreams.run())
         try:
-            await wait_until(lambda: upstreams.all[0].connected, 3)
+            await wait_until(lambda: upstreams.all[0].connected)
             preferred = Upstream(Address("second", url, "t"), EDGE_HELLO)
             upstreams.add(preferred)
-            await wait_until(lambda: preferred.connected, 3)
+            await wait_until(lambda: preferred.connected)
             assert upstreams.choose() is preferred
             reply = preferred.session().open(call())
             await reply.head()
@@ -472,7 +474,7 @@ async def test_nodes_come_and_go_while_the_others_are_asked() -> None:
             assert len(nodes.live) == 2, "its stream still runs"
             nodes.go_on.set()
             assert await reply.read() == b"data: [DONE]\n\n"
-            await wait_until(lambda: nodes.live == nodes.sessions[:1], 3)
+            await wait_until(lambda: nodes.live == nodes.sessions[:1])
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

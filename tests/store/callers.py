@@ -12,8 +12,9 @@ from edge.plans import Plan
 from edge.principals import Principal
 from edge.store.ledger import Cost
 from edge.store.store import Store
-from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
+from shared.contract.usage import Usage
+from tests.waiting import HANGS
 
 IP = "203.0.113.7"
 
@@ -34,7 +35,7 @@ async def becomes(ask: Callable[[], Awaitable[object]], expected: object) -> Non
     """Wait until ``ask()`` gives what is expected. A second is promised; this machine may have other work."""
     found: object = None
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS):
             while (found := await ask()) != expected:  # noqa: ASYNC110 - another process's state has no event
                 await asyncio.sleep(0.02)
     except TimeoutError:

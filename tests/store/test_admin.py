@@ -34,7 +34,7 @@ def opens(store: Store, text: str) -> bool:
 
 async def seen(condition: Callable[[], object]) -> None:
     """A second is promised; this machine may have other work."""
-    await wait_until(condition, 5)
+    await wait_until(condition)
 
 
 # API keys

@@ -14,8 +14,8 @@ from edge.plans import Plan, built_in
 from edge.principals import Principal
 from edge.store.ledger import Allowance, Cost, Grant, duration
 from edge.store.store import Store
-from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
+from shared.contract.usage import Usage
 from tests.store.callers import IP, refused, used
 from tests.store.kinds import KINDS, PER_IP, Clock
 

@@ -11,8 +11,8 @@ import pytest
 from edge.plans import Plan
 from edge.store.ledger import Cost, Grant
 from edge.store.store import Store
-from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
+from shared.contract.usage import Usage
 from tests.store.callers import IP, becomes, caller, refused, spend, used
 from tests.store.kinds import SHARED_KINDS, Clock
 from tests.waiting import wait_until
@@ -186,7 +186,7 @@ async def test_two_edges_share_every_limit(store: Store, second: Store) -> None:
 @on_kinds_that_edges_share
 async def test_a_token_revoked_at_one_edge_is_revoked_at_the_other(store: Store, second: Store) -> None:
     await store.revoke(caller())
-    await wait_until(lambda: second.revoked(caller()), 5)
+    await wait_until(lambda: second.revoked(caller()))
 
 
 # What is shared outlives an edge

@@ -23,8 +23,8 @@ from edge.store.errors import StoreError
 from edge.store.ledger import Cost
 from edge.store.sqlite.store import COMMIT_SECONDS, SQLiteStore
 from edge.store.sqlite.write_ahead_log import WriteAheadLog
-from shared.contract.chat import Usage
 from shared.contract.errors import ApiError
+from shared.contract.usage import Usage
 from tests.store.files import opened, rows
 from tests.waiting import wait_until
 
@@ -48,7 +48,7 @@ from edge.plans import Plan
 from edge.principals import Principal
 from edge.store.ledger import Cost
 from edge.store.sqlite.store import SQLiteStore
-from shared.contract.chat import Usage
+from shared.contract.usage import Usage
 from shared.state import StateDir
 
 def say(*words):
@@ -243,7 +243,7 @@ async def test_how_long_a_chat_may_run_can_change(tmp_path: Path) -> None:
     store.abandoned_after = 600.0
     await store.admit(IP, ANY, PLAN, Cost(10), "after")
     elapsed[0] += 61
-    await wait_until(lambda: store.refusal(IP, ANY, replace(PLAN, streams=2)) is None, 5)
+    await wait_until(lambda: store.refusal(IP, ANY, replace(PLAN, streams=2)) is None)
     assert await store.settle("before", Usage(1, 1)) is False
     assert await store.settle("after", Usage(1, 1)) is True
     await store.close()

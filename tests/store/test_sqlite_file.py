@@ -7,7 +7,6 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from edge.store.sqlite.store import SQLiteStore
 from edge.tokens import Tokens
 from shared.contract.errors import ApiError
 from shared.state import StateDir
+from tests.waiting import Stopwatch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,8 +83,8 @@ def opens(store: SQLiteStore, text: str) -> bool:
 
 
 async def seen_within_a_second(condition: object) -> bool:
-    deadline = time.monotonic() + 1.0
-    while time.monotonic() < deadline:
+    watch = Stopwatch()
+    while watch.seconds < 1.0:
         if condition():  # type: ignore[operator]
             return True
         await asyncio.sleep(0.01)

@@ -18,7 +18,7 @@ from edge.store.records import Maintenance
 from edge.store.sqlite.admin import SQLiteAdmin
 from edge.store.sqlite.database import open_for_admin
 from edge.store.sqlite.store import POLL_SECONDS, SQLiteStore
-from shared.contract.chat import Usage
+from shared.contract.usage import Usage
 from shared.signing_keys import SigningKeys
 from shared.state import StateDir, StateError
 from tests.store.callers import IP, caller
@@ -81,7 +81,7 @@ async def test_signing_keys_that_cannot_be_read_leave_the_old_ones(store: SQLite
     sink = logger.add(said.append, format="{message}", filter="edge.store.sqlite.store")
     try:
         (tmp_path / "signing-keys").write_text("{}")
-        await wait_until(lambda: said, 5)
+        await wait_until(lambda: said)
         await asyncio.sleep(3 * POLL_SECONDS)
     finally:
         logger.remove(sink)
@@ -101,9 +101,9 @@ async def test_signing_keys_that_could_not_be_read_once_are_read_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(StateDir, "signing_keys", fails)
-        await wait_until(lambda: failures, 5)
+        await wait_until(lambda: failures)
         assert store.records.signing_keys != rotated
-    await wait_until(lambda: store.records.signing_keys == rotated, 5)
+    await wait_until(lambda: store.records.signing_keys == rotated)
 
 
 async def test_a_legacy_list_of_keys_under_a_lock_does_not_hold_the_loop(store: SQLiteStore, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ async def test_a_legacy_list_of_keys_under_a_lock_does_not_hold_the_loop(store: 
             await asyncio.sleep(0.01)
             longest, before = max(longest, loop.time() - before), loop.time()
         assert longest < 1.0
-    await wait_until(lambda: store.records.signing_keys.current == legacy, 5)
+    await wait_until(lambda: store.records.signing_keys.current == legacy)
 
 
 async def test_usage_that_cannot_be_written_keeps_no_decision_of_the_owner(
@@ -136,12 +136,12 @@ async def test_usage_that_cannot_be_written_keeps_no_decision_of_the_owner(
         await admin.revoke_key("ci")
         await admin.set_maintenance(Maintenance.begun("back soon", 1.0, ends_answers=True))
         await admin.reset_usage(ANY.id)
-        await wait_until(lambda: store.records.maintenance, 2)
+        await wait_until(lambda: store.records.maintenance)
         assert store.records.keys.revoked(f"key_{info.id}")
-        await wait_until(lambda: store.problem, 5)
+        await wait_until(lambda: store.problem)
         assert (await store.usage_today(ANY, PLAN))["tokens"]["used"] == 100
-    await wait_until(lambda: not store.problem, 5)
-    await wait_until(lambda: rows(tmp_path / "edge.db", "SELECT * FROM resets") == [], 5)
+    await wait_until(lambda: not store.problem)
+    await wait_until(lambda: rows(tmp_path / "edge.db", "SELECT * FROM resets") == [])
     assert (await store.usage_today(ANY, PLAN))["tokens"]["used"] == 0
     await admin.close()
 

@@ -1,8 +1,8 @@
-// How things stand, in words and with a dot: <body data-state> and #status.
+// How things stand: <body data-state> and #status.
 
 import { $, announce } from './dom.js'
 
-// What is announced: trouble and its end, not every number.
+// Announced: trouble and its end, not every number.
 const TROUBLE = /offline|asleep|closed|limited|queued|loading/
 
 // `over(name)`: the `seconds` of a state are over.
@@ -56,7 +56,7 @@ export const pace = ({ count, perSecond, first }) =>
     .join(', ')
 
 const WORDS = {
-  connecting: () => 'Connecting…',
+  connecting: () => 'Waiting…',
   reconnecting: ({ soon }) => `No answer, trying again${soon}`,
   queued: ({ position, etaSeconds: eta }) => `In the queue: place ${position}${eta ? `, about ${duration(eta)}` : ''}`,
   loading: ({ model, progress }) =>
@@ -83,7 +83,7 @@ export function quotaWords({ tokens: { limit, remaining, reset } }) {
 // Seconds between two looks, from, to, and when all is well; for an answer.
 const [FIRST, LONGEST, WELL, WITHIN] = [2, 60, 30, 8]
 
-// Is there an edge, and a model? While in sight, `tell(state, seconds)` to the next look. Gives what looks now.
+// Is there an edge, a model? In sight, `tell(state, seconds)` to the next look. Gives what looks now.
 export function watchHealth(tell) {
   let timer
   let pause

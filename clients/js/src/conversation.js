@@ -89,7 +89,8 @@ export function createConversation(options) {
           if (!drawing) nextFrame(draw)
           drawing = true
         } else if (event.type === 'done') finish = event
-        else if (event.type !== 'usage' && run === mine) set({ waiting: event })
+        else if (event.type !== 'usage' && run === mine)
+          set({ waiting: event.type === 'connecting' ? undefined : event })
       }
     } catch (caught) {
       error = caught

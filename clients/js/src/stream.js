@@ -109,6 +109,7 @@ export function createChat(client, params) {
       chat.status = event
       return yield { ...camel(body), type: event }
     }
+    if (chat.status === 'queued' || chat.status === 'loading') yield { type: (chat.status = 'connecting') }
     const { choices: [choice = {}] = [], usage, model = answer.model } = body
     const { content, reasoning, reasoning_content } = choice.delta ?? choice.message ?? {}
     answer.model = model

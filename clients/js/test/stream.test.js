@@ -147,12 +147,13 @@ test('what a chat waits for, thinks and says', async (t) => {
     { type: 'queued', position: 2, etaSeconds: 1.5 },
     { type: 'queued', position: 1, etaSeconds: null },
     { type: 'loading', model: 'm', progress: 0.5 },
+    { type: 'connecting' },
     { type: 'reasoning', delta: 'Hm.' },
     { type: 'reasoning', delta: ' Well.' },
     { type: 'text', delta: 'Yes.' },
     { type: 'done', finishReason: 'length', usage: undefined },
   ])
-  assert.deepEqual(statuses, ['queued', 'queued', 'loading', 'streaming', 'streaming', 'streaming', 'done'])
+  assert.deepEqual(statuses, ['queued', 'queued', 'loading', 'connecting', 'streaming', 'streaming', 'streaming', 'done'])
   assert.deepEqual(await chat.final(), {
     id: 'chat-1',
     requestId: 'req-of-edge-1',

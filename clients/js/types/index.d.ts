@@ -118,6 +118,7 @@ export type ChatEvent =
   | { type: 'reasoning'; delta: string }
   | { type: 'queued'; position: number; etaSeconds: number | null }
   | { type: 'loading'; model?: string; progress?: number }
+  | { type: 'connecting' }
   | { type: 'usage'; usage: Usage }
   | { type: 'done'; finishReason?: string; usage?: Usage }
 

@@ -72,6 +72,7 @@ export async function read() {
         same<typeof event.usage.totalTokens, number>(true)
         break
       case 'loading':
+      case 'connecting':
       case 'done':
         break
       default:
