@@ -103,11 +103,15 @@ class ForeignBody(BaseModel):
 
     @property
     def images(self) -> int:
-        return 0
+        return len(self._images())
 
     @property
     def image_bytes(self) -> int:
-        return 0
+        return sum(map(len, self._images()))
+
+    def _images(self) -> list[str]:
+        """The text of each image; a surface that takes some says where they stand."""
+        return []
 
     @property
     def dropped(self) -> list[str]:

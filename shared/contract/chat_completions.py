@@ -157,14 +157,6 @@ class ChatCompletionBody(SampledBody):
     def parts(self) -> int:
         return len(self.messages)
 
-    @property
-    def images(self) -> int:
-        return len(self._images())
-
-    @property
-    def image_bytes(self) -> int:
-        return sum(map(len, self._images()))
-
     def _images(self) -> list[str]:
         contents = [message.content for message in self.messages if isinstance(message.content, list)]
         return [part["image_url"]["url"] for parts in contents for part in parts if part["type"] == "image_url"]

@@ -177,14 +177,6 @@ class MessagesBody(ForeignBody):
     def parts(self) -> int:
         return len(self.messages)
 
-    @property
-    def images(self) -> int:
-        return len(self._images())
-
-    @property
-    def image_bytes(self) -> int:
-        return sum(map(len, self._images()))
-
     @model_validator(mode="after")
     def _few_images(self) -> MessagesBody:
         if self.images > MAX_IMAGES:

@@ -217,14 +217,6 @@ class ResponsesBody(SampledBody):
         return len(self.input)
 
     @property
-    def images(self) -> int:
-        return len(self._images())
-
-    @property
-    def image_bytes(self) -> int:
-        return sum(map(len, self._images()))
-
-    @property
     def dropped(self) -> list[str]:
         return [*super().dropped, "store"] if self.store else super().dropped
 
