@@ -223,17 +223,12 @@ async def test_a_model_whose_name_it_shortens_is_heard() -> None:
             assert said(await read_all(runtime, ask("google/gemma-3@q4"))) == "hi"
 
 
-async def test_words_that_it_does_not_know_are_put_in_its_own() -> None:
-    """runtimes §0.2 and §1.4: JSON with a schema only, and no tool by its name."""
-    tools = [{"type": "function", "function": {"name": name}} for name in ("look", "listen")]
+async def test_a_format_that_it_does_not_know_is_put_in_its_own_words() -> None:
+    """runtimes §0.2: JSON with a schema only."""
     async with FakeLMStudio("qwen", loaded=["qwen"]) as studio, running(runtime := ServerRuntime(studio.url)) as until:
         await until(is_ready)
-        choice = {"type": "function", "function": {"name": "listen"}}
-        asked = ask("qwen", response_format={"type": "json_object"}, tools=tools, tool_choice=choice)
-        await read_all(runtime, asked)
-    body = studio.chats[0].json
-    assert body["response_format"]["type"] == "json_schema"
-    assert (body["tools"], body["tool_choice"]) == (tools[1:], "required")
+        await read_all(runtime, ask("qwen", response_format={"type": "json_object"}))
+    assert studio.chats[0].json["response_format"]["type"] == "json_schema"
 
 
 async def test_embeddings_have_their_model_loaded_first() -> None:

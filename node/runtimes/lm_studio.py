@@ -306,11 +306,7 @@ def _named(model: ModelInfo, instance: Instance) -> ModelInfo:
 
 
 def _in_its_words(body: dict[str, Any]) -> None:
-    """LM Studio knows a format of JSON only with a schema, and a choice of tools only as a word."""
+    """LM Studio knows a format of JSON only with a schema."""
     if text(table(body, "response_format"), "type") == "json_object":
         schema = {"name": "object", "schema": {"type": "object"}}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    if wanted := text(table(table(body, "tool_choice"), "function"), "name"):
-        tools = rows(body, "tools")
-        body["tools"] = [tool for tool in tools if text(table(tool, "function"), "name") == wanted]
-        body["tool_choice"] = "required"
