@@ -166,10 +166,11 @@ async def test_chat_types_hold_on_every_route(shared_pair: Pair, shared_runtime:
     assert await ask(shared_pair, token) == (200, None), "the chat type of a page that names none is home"
     assert await ask(shared_pair, token, chat_type="somethingFun") == (200, None)
     assert await ask(shared_pair, token, OPENAI, model="chat:home") == (200, None)
-    assert await ask(shared_pair, token, chat_type="home", model="chat:home") == (200, None)
+    for model in ("chat:home", "default"):
+        assert await ask(shared_pair, token, chat_type="home", model=model) == (200, None), "the chat type's own model"
     count = len(shared_runtime.chats)
     assert await ask(shared_pair, token, chat_type="whereToGo") == (403, "chat_type_not_allowed")
-    for model in ("default", "fake-model", "nonsense"):
+    for model in ("fake-model", "nonsense"):
         named = {"chat_type": "home", "model": model}
         assert await ask(shared_pair, token, **named) == (403, "model_not_allowed"), "a chat type has its own"
     assert await ask(shared_pair, token, OPENAI, model="chat:whereToGo") == (403, "chat_type_not_allowed")

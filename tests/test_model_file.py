@@ -114,7 +114,7 @@ async def test_the_embedded_runtime_speaks_of_the_whole_model(shards: list[Path]
         waiting = await until(lambda status: status.state == "unavailable")
         assert f"There is no model file at {shards[2]}." in waiting.reason and waiting.default_model == "big"
         whole.rename(shards[2])
-        assert "Loading big (1.6 MiB)" in (await until(lambda status: status.state == "loading")).reason
+        assert "Loading big (1.7 MB)" in (await until(lambda status: status.state == "loading")).reason
         assert [model.id for model in (await until(is_ready)).models] == ["big"]
 
 
