@@ -6,8 +6,10 @@ matched here, never passed on; what may be said comes from numbers and from us.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from shared.contract.errors import ApiError
@@ -86,8 +88,11 @@ def from_response(
 
 
 def from_event(payload: object) -> ApiError:
-    """The error inside a stream: the value of an ``error`` key, a whole error object, or text. A number in its ``code``
-    is read as the HTTP status it would have had."""
+    """The error inside a stream: the value of an ``error`` key, a whole error object, or text, which may be JSON. A
+    number in its ``code`` is read as the HTTP status it would have had."""
+    if isinstance(payload, str) and payload.startswith("{"):
+        with suppress(ValueError, RecursionError):
+            payload = json.loads(payload)
     fields = _fields(payload)
     code = fields.get("code")
     status = code if isinstance(code, int) and 400 <= code <= 599 else 500
