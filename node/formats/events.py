@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from shared.contract import sse
@@ -20,6 +20,19 @@ def whole_events(framer: sse.Framer, chunk: bytes) -> list[bytes]:
     except sse.SSEError:
         raise ApiError("upstream_invalid", "The model runtime sent an event over 1 MiB.") from None
     return [event for event in (piece.lstrip(b"\n") for piece in events) if event]
+
+
+def json_of(event: sse.Event, error_of: Callable[[object], ApiError]) -> Any:
+    """What an event holds. Raises ApiError: for an error that stands beside the data, or is no JSON itself, what
+    ``error_of`` makes of it; ``upstream_invalid`` for any other data that is no JSON."""
+    if event.error is not None:
+        raise error_of(event.error)
+    try:
+        return json.loads(event.data)
+    except (ValueError, RecursionError):
+        if event.event == "error":
+            raise error_of(event.data) from None
+        raise ApiError("upstream_invalid", "The model runtime sent something that is not JSON.") from None
 
 
 def to_json(fields: Mapping[str, Any]) -> bytes:

@@ -10,13 +10,12 @@ into pieces, and everything around them is written anew. Only an ordinary piece 
 
 from __future__ import annotations
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from node.formats.events import MAX_ANSWER, to_json, whole_events
+from node.formats.events import MAX_ANSWER, json_of, to_json, whole_events
 from node.formats.format import ErrorOf
 from node.formats.pieces import NAME, Item, Piece, item_for
 from node.runtime import Inference
@@ -46,14 +45,7 @@ class NamedReading(ABC):
         """Read one event. Raises ApiError for an error in any dialect."""
         if event.data == "[DONE]":  # of servers that end every stream so; the API itself has an event for it
             return []
-        if event.error is not None:
-            raise self.error_of(event.error)
-        try:
-            fields = json.loads(event.data)
-        except (ValueError, RecursionError):
-            if event.event == "error":
-                raise self.error_of(event.data) from None
-            raise ApiError("upstream_invalid", "The model runtime sent something that is not JSON.") from None
+        fields = json_of(event, self.error_of)
         if not isinstance(fields, dict):
             raise ApiError("upstream_invalid", "The model runtime sent an event that is not an object.")
         kind = fields.get("type") or event.event

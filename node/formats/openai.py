@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from node.formats.events import MAX_ANSWER, to_json, whole_events
+from node.formats.events import MAX_ANSWER, json_of, to_json, whole_events
 from node.formats.format import ErrorOf, Format
 from node.formats.likeness import Likeness
 from node.formats.tool_calls import ToolCalls
@@ -51,14 +51,7 @@ class Reading:
         if event.data == "[DONE]":
             self.done = True
             return None
-        if event.error is not None:
-            raise self._error_of(event.error)
-        try:
-            chunk = json.loads(event.data)
-        except (ValueError, RecursionError):
-            if event.event == "error":
-                raise self._error_of(event.data) from None
-            raise ApiError("upstream_invalid", "The model runtime sent something that is not JSON.") from None
+        chunk = json_of(event, self._error_of)
         if event.event == "error":
             raise self._error_of(chunk)
         if not isinstance(chunk, dict):
