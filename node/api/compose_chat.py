@@ -6,7 +6,7 @@ from typing import Any
 
 from node.api.said import clean_said
 from node.api.system import system_prompt
-from node.api.tool_choice import offered
+from node.api.tool_choice import in_openais_words, offered
 from node.api.way import Asking, Prompt
 from shared.contract.chat import ChatBody
 from shared.contract.chat_completions import ChatCompletionBody, OpenAIMessage
@@ -86,14 +86,8 @@ def _tools(body: ChatCompletionBody, asking: Asking) -> dict[str, Any]:
     choice = body.tool_choice
     named = choice["function"]["name"] if isinstance(choice, dict) else None
     tools = offered(body.tools, named, lambda tool: tool.function.name)
-    if not tools:
-        return {}
-    found: dict[str, Any] = {"tools": [asking.clean_all(tool.wire()) for tool in tools]}
-    if choice is not None:
-        found["tool_choice"] = "required" if named is not None else choice
-    if body.parallel_tool_calls is not None:
-        found["parallel_tool_calls"] = body.parallel_tool_calls
-    return found
+    word = "required" if named is not None else choice
+    return in_openais_words([tool.wire() for tool in tools], word, body.parallel_tool_calls, asking)
 
 
 def _role(role: str) -> str:

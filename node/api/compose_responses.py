@@ -8,7 +8,7 @@ from typing import Any
 from node.api.compose_chat import SAMPLING, given, require_vision
 from node.api.said import clean_said
 from node.api.system import system_prompt
-from node.api.tool_choice import offered
+from node.api.tool_choice import in_openais_words, offered
 from node.api.way import Asking, Prompt
 from shared.contract.errors import ApiError
 from shared.contract.responses import (
@@ -82,11 +82,5 @@ def _tools(body: ResponsesBody, asking: Asking) -> dict[str, Any]:
     choice = body.tool_choice
     named = choice.name if isinstance(choice, NamedTool) else None
     tools = offered(body.tools, named, lambda tool: tool.name)
-    if not tools:
-        return {}
-    found: dict[str, Any] = {"tools": [asking.clean_all(tool.wire()) for tool in tools]}
-    if choice is not None:
-        found["tool_choice"] = "required" if named is not None else choice
-    if body.parallel_tool_calls is not None:
-        found["parallel_tool_calls"] = body.parallel_tool_calls
-    return found
+    word = "required" if named is not None else choice
+    return in_openais_words([tool.wire() for tool in tools], word, body.parallel_tool_calls, asking)
